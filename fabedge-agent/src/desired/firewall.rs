@@ -1,0 +1,1 @@
+//! Desired state of [`crate::firewall`]. Pure.

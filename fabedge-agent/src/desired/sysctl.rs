@@ -1,0 +1,1 @@
+//! Desired state of [`crate::sysctl`]. Pure.

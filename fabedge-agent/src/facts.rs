@@ -1,0 +1,86 @@
+//! What the agent knows of its host, as values: observed by [`crate::netlink`] and [`crate::tunnels`] at the
+//! start of every pass, read by the pure [`crate::desired`].
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use crate::marks;
+
+/// Who performs ESP, and so which device carries the tunnels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// The kernel, behind an xfrm interface that the agent makes.
+    Xfrm,
+    /// charon's kernel-libipsec plugin, behind a TUN that charon makes.
+    Libipsec,
+}
+
+impl TunnelKind {
+    /// Name of the tunnel device.
+    pub fn device(self) -> &'static str {
+        match self {
+            Self::Xfrm => marks::XFRM_DEVICE,
+            Self::Libipsec => marks::LIBIPSEC_DEVICE,
+        }
+    }
+}
+
+/// One network interface of the agent's network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Hardware address; all zero where the device has none.
+    pub mac: [u8; 6],
+    /// `IFLA_INFO_KIND`: `veth`, `bridge`, `xfrm`, `tun`; none for a physical device.
+    pub kind: Option<String>,
+    /// Index of the bridge it is a port of.
+    pub master: Option<u32>,
+    /// Administratively up.
+    pub up: bool,
+    /// Addresses with their prefix lengths, host bits kept.
+    pub addresses: Vec<IpNet>,
+}
+
+/// The host at the start of a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Every interface by name.
+    pub links: BTreeMap<String, Link>,
+    /// Names of the interfaces with a default route of the main table, best metric first.
+    pub uplinks: Vec<String>,
+    /// Who performs ESP here.
+    pub tunnel: TunnelKind,
+}
+
+impl Facts {
+    /// MTU of the tunnel device, in bytes: the smallest uplink MTU less the worst-case overhead of ESP in UDP
+    /// (IPv6 header 40, UDP 8, ESP header 8, IV 8, padding and trailer 2..=5, ICV 16: 85, rounded up to 100).
+    /// Never below what IPv6 demands (RFC 8200 §5).
+    pub fn tunnel_mtu(&self) -> u32 {
+        const OVERHEAD: u32 = 100;
+        let uplink = self
+            .uplinks
+            .iter()
+            .filter_map(|name| self.links.get(name))
+            .map(|link| link.mtu)
+            .min();
+        uplink.unwrap_or(1500).saturating_sub(OVERHEAD).clamp(1280, 65535)
+    }
+
+    /// The address of this node inside one of `subnets` (its pod gateway address), per family at most one.
+    pub fn address_within<'a>(&'a self, subnets: &'a [IpNet]) -> impl Iterator<Item = std::net::IpAddr> + 'a {
+        let mut seen = [false; 2];
+        self.links
+            .values()
+            .flat_map(|link| &link.addresses)
+            .map(IpNet::addr)
+            .filter(|addr| subnets.iter().any(|net| net.contains(addr)))
+            .filter(move |addr| !std::mem::replace(&mut seen[usize::from(addr.is_ipv6())], true))
+    }
+}

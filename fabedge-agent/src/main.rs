@@ -1,0 +1,2 @@
+//! `fabedge-agent`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Subsystem tunnels.

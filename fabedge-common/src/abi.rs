@@ -1,0 +1,1 @@
+//! The kernel ABI: map keys and values, names, drop reasons.
