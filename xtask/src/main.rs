@@ -1,2 +1,109 @@
-//! Placeholder.
-fn main() {}
+//! Everything one does in this repository, as one command each.
+
+mod build;
+mod machine;
+mod places;
+mod progress;
+mod setup;
+mod toolchain;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use machine::{Kernel, Machine, Options};
+use places::Places;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, disable_help_subcommand = true)]
+struct Cli {
+    /// The one folder for everything that is fetched or made; by default target/lab
+    #[arg(long, env = "FABEDGE_CACHE", global = true, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install and make everything that the other commands need (Debian 12, as root; they call it themselves)
+    Setup,
+    /// Build the eBPF object, the operator, the agent and the lab
+    Build,
+    /// Run a command in a fresh machine: QEMU with a Debian kernel, or namespaces on this kernel
+    Vm(VmArgs),
+    /// PID 1 of a machine
+    #[command(hide = true, subcommand)]
+    Guest(Guest),
+}
+
+#[derive(Args)]
+struct VmArgs {
+    /// The kernel to run on
+    #[arg(long, value_enum, default_value = "6.12")]
+    kernel: Kernel,
+    /// Processors of a QEMU guest
+    #[arg(long)]
+    cpus: Option<usize>,
+    /// Memory of a QEMU guest, in MiB
+    #[arg(long, default_value_t = 4096)]
+    memory: usize,
+    /// Let guest time count instructions: one processor, figures repeatable within a percent
+    #[arg(long)]
+    icount: bool,
+    /// The command; the project's programs are in /host, files it leaves in /out are printed as a path
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum Guest {
+    Vm,
+    Container { folder: PathBuf, root: PathBuf },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(problem) => {
+            eprintln!("error: {problem:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let places = || Places::find(cli.cache.clone());
+    match cli.task {
+        Task::Setup => setup::ensure(&places()?)?,
+        Task::Build => {
+            let places = places()?;
+            setup::ensure(&places)?;
+            build::all(&places)?;
+        }
+        Task::Vm(arguments) => return vm(&places()?, &arguments),
+        Task::Guest(Guest::Vm) => machine::guest::vm()?,
+        Task::Guest(Guest::Container { folder, root }) => machine::guest::container(&folder, &root)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn vm(places: &Places, arguments: &VmArgs) -> Result<ExitCode> {
+    setup::ensure(places)?;
+    let mut options = Options::on(arguments.kernel);
+    options.cpus = arguments.cpus.unwrap_or(options.cpus);
+    options.memory = arguments.memory;
+    options.icount = arguments.icount;
+    let mut machine = Machine::boot(places, &options, &build::host_files(places))?;
+    let code = machine.run(&arguments.command, &[])?;
+    machine.shutdown();
+    Ok(exit_code(code))
+}
+
+/// A guest program's exit code as our own.
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(255))
+}

@@ -1,0 +1,70 @@
+//! `cargo xtask build`: the eBPF object, then the programs that embed and use it.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::places::Places;
+use crate::progress::{attached, step};
+use crate::toolchain::{Bpf, cargo};
+
+/// The packages of the programs that machines run.
+const PROGRAMS: &[&str] = &["fabedge-operator", "fabedge-agent", "fabedge-tests"];
+/// Their binaries.
+const BINARIES: &[&str] = &["fabedge-operator", "fabedge-agent", "fabedge-lab"];
+/// Folders of the repository that the programs read in a machine.
+const DATA: &[&str] = &["examples", "images", "charts"];
+
+/// Builds everything that ships or runs in machines.
+pub fn all(places: &Places) -> Result<()> {
+    ebpf(places)?;
+    step("building operator, agent and lab", || {
+        let mut build = Command::new(cargo());
+        build
+            .args(["build", "--quiet", "--release"])
+            .current_dir(&places.repo);
+        for package in PROGRAMS {
+            build.args(["--package", package]);
+        }
+        attached(&mut build)
+    })
+}
+
+/// Builds the eBPF object; its file stays untouched when nothing changed, so that the agent is not built again.
+pub fn ebpf(places: &Places) -> Result<()> {
+    let toolchain = Bpf::find(places)?;
+    let target = places.target.join("ebpf");
+    step(
+        &format!("building the eBPF object with {}", toolchain.name()),
+        || {
+            let mut build = toolchain.cargo("build");
+            build.args(["--quiet", "--release", "--target-dir"]).arg(&target);
+            attached(build.current_dir(places.repo.join("fabedge-ebpf")))?;
+            let built = Bpf::artifact(&target, "fabedge-ebpf");
+            let content = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+            let object = places.ebpf_object();
+            if std::fs::read(&object).ok().as_ref() != Some(&content) {
+                std::fs::create_dir_all(object.parent().context("a path without a folder")?)?;
+                std::fs::write(&object, content).with_context(|| format!("writing {}", object.display()))?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// What a machine shows at `/host`: the programs and data that exist now.
+pub fn host_files(places: &Places) -> Vec<(String, PathBuf)> {
+    let programs = BINARIES
+        .iter()
+        .map(|name| ((*name).to_owned(), places.target.join("release").join(name)));
+    let object = ("fabedge-ebpf.o".to_owned(), places.ebpf_object());
+    let data = DATA
+        .iter()
+        .map(|name| ((*name).to_owned(), places.repo.join(name)));
+    programs
+        .chain([object])
+        .chain(data)
+        .filter(|(_, path)| path.exists())
+        .collect()
+}

@@ -1,0 +1,159 @@
+//! The folder of a machine and the file by which a later process finds it again.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+
+/// What another process must know of a running machine.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct State {
+    /// The repository whose commands made it.
+    pub repo: PathBuf,
+    /// The kernel as users write it.
+    pub kernel: String,
+    /// It outlives the process that booted it.
+    pub keep: bool,
+    /// Its processes on this machine; when one ends, the machine has ended.
+    pub processes: Vec<Process>,
+}
+
+/// A process, told apart from a later one with the same number.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Process {
+    /// Its number.
+    pub id: u32,
+    /// When it started, in clock ticks since boot.
+    started: u64,
+}
+
+impl Process {
+    /// A process that lives now.
+    pub fn of(id: u32) -> Result<Process> {
+        let started = started(id).with_context(|| format!("process {id} of the machine ended at once"))?;
+        Ok(Process { id, started })
+    }
+
+    /// Whether it still runs.
+    pub fn lives(&self) -> bool {
+        started(self.id) == Some(self.started)
+    }
+
+    /// Ends it; nothing happens to another process that has its number now.
+    pub fn kill(&self) {
+        if self.lives()
+            && let Some(pid) = i32::try_from(self.id).ok().and_then(Pid::from_raw)
+        {
+            // It may have ended by itself between the check and here.
+            kill_process(pid, Signal::KILL).unwrap_or_default();
+        }
+    }
+}
+
+/// The start time of a process that runs; a zombie has ended.
+fn started(id: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name in parentheses may hold anything; the state is the first field after it, the start time the 20th.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split_whitespace();
+    if fields.next() == Some("Z") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+impl State {
+    /// Writes the state into the machine's folder.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("state.json");
+        std::fs::write(&path, serde_json::to_string_pretty(self)?)
+            .with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn read(folder: &Path) -> Option<State> {
+        serde_json::from_slice(&std::fs::read(folder.join("state.json")).ok()?).ok()
+    }
+
+    fn lives(&self) -> bool {
+        self.processes.iter().all(Process::lives)
+    }
+}
+
+/// A new folder and its lock, which this process holds as long as it lives.
+pub fn new_folder(machines: &Path) -> Result<(PathBuf, File)> {
+    for number in 0.. {
+        let folder = machines.join(format!("{}-{number}", std::process::id()));
+        if !folder.exists() {
+            std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+            let lock = File::create(folder.join("lock"))?;
+            lock.lock()?;
+            return Ok((folder, lock));
+        }
+    }
+    unreachable!("there are more numbers than folders")
+}
+
+/// Removes a machine's folder.
+pub fn remove(folder: &Path) {
+    if let Err(problem) = std::fs::remove_dir_all(folder) {
+        eprintln!("warning: removing {}: {problem}", folder.display());
+    }
+}
+
+/// Removes folders of machines that ended without anybody to clean up after them.
+pub fn sweep(machines: &Path) {
+    for folder in folders(machines) {
+        let ours_alone = File::open(folder.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
+        let state = State::read(&folder);
+        if !ours_alone || state.as_ref().is_some_and(|state| state.keep && state.lives()) {
+            continue;
+        }
+        // A guest whose maker was killed dies with it; what is left of one is ended here.
+        for process in state.iter().flat_map(|state| &state.processes) {
+            process.kill();
+        }
+        remove(&folder);
+    }
+}
+
+/// The kept machine of a repository, if one runs.
+pub fn kept(machines: &Path, repo: &Path) -> Result<Option<(PathBuf, State)>> {
+    Ok(folders(machines).into_iter().find_map(|folder| {
+        let state = State::read(&folder)?;
+        (state.keep && state.repo == repo && state.lives()).then_some((folder, state))
+    }))
+}
+
+fn folders(machines: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(machines).into_iter().flatten();
+    let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    folders.sort();
+    folders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_lives_until_it_is_killed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::of(child.id()).unwrap();
+        assert!(process.lives());
+        let successor = Process {
+            id: process.id,
+            started: process.started + 1,
+        };
+        assert!(!successor.lives());
+        successor.kill();
+        assert!(
+            process.lives(),
+            "another process with the same number must survive"
+        );
+        process.kill();
+        child.wait().unwrap();
+        assert!(!process.lives());
+    }
+}

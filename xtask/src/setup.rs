@@ -1,0 +1,69 @@
+//! `cargo xtask setup`: everything that the other commands need, on a fresh Debian 12, once.
+
+pub mod apt;
+mod cpio;
+pub mod kernels;
+pub mod linker;
+pub mod root;
+mod sources;
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::places::Places;
+use crate::progress::Log;
+
+/// Installs and makes what is missing; with everything in place it returns at once and says nothing.
+pub fn ensure(places: &Places) -> Result<()> {
+    let started = Instant::now();
+    if complete(places)? {
+        return Ok(());
+    }
+    check_system()?;
+    let _lock = places.lock()?;
+    eprintln!(
+        "setup: filling {} (log: {})",
+        places.cache.display(),
+        places.log("setup").display()
+    );
+    let log = Log::at(places.log("setup"))?;
+    apt::install(apt::HOST_PACKAGES, &log)?;
+    linker::ensure(places, &log)?;
+    root::ensure(places, &log)?;
+    for version in kernels::Version::ALL {
+        kernels::ensure(places, version, &log)?;
+    }
+    eprintln!("setup: done in {:.1} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn complete(places: &Places) -> Result<bool> {
+    Ok(linker::path(places).exists()
+        && root::folder(places).exists()
+        && kernels::Version::ALL
+            .iter()
+            .all(|version| kernels::find(places, *version).image().exists())
+        && is_debian_12()
+        && apt::missing(apt::HOST_PACKAGES)?.is_empty())
+}
+
+fn check_system() -> Result<()> {
+    if !is_debian_12() || std::env::consts::ARCH != "x86_64" {
+        bail!(
+            "this is not Debian 12 on x86_64: its packages, kernels and tools are what the lab is made of. Use a \
+             Debian 12 virtual machine or container (privileged, for namespaces)"
+        );
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "setup installs packages and makes a root folder: run it as root (`sudo -E cargo xtask setup`)"
+        );
+    }
+    Ok(())
+}
+
+fn is_debian_12() -> bool {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    release.lines().any(|line| line == "ID=debian") && release.contains("VERSION_ID=\"12\"")
+}
