@@ -124,8 +124,8 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// One direction of a flow. IPv4 addresses are IPv4-mapped.
-#[repr(C)]
+/// One direction of a flow. IPv4 addresses are IPv4-mapped. Aligned, so that programs fill it word by word.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
     /// Source address.
