@@ -1,2 +1,137 @@
-//! Placeholder.
-fn main() {}
+//! `fabedge-lab`: the demo and the suites, in the machine where they run.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+use lab::lab::{Lab, Settings};
+use lab::scenarios::SUITES;
+use lab::table::Table;
+use lab::world::World;
+use lab::{command, ending};
+
+/// A small world in network namespaces, with the real programs in it. Runs as root in a machine of its own, which
+/// `cargo xtask lab` makes.
+#[derive(Debug, Parser)]
+#[command(name = "fabedge-lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run suites of checks; exit code 1 if one fails.
+    Suite {
+        /// Names of suites; all when none is given.
+        names: Vec<String>,
+        /// Only checks whose name contains this; may be given more than once.
+        #[arg(long, value_name = "TEXT")]
+        only: Vec<String>,
+        /// List suites and checks, and run nothing.
+        #[arg(long)]
+        list: bool,
+        /// End after so many seconds.
+        #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+        limit: u64,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Run a command in a site, a pod or a router of the lab that is up.
+    Exec {
+        /// The place's name.
+        name: String,
+        /// The command.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// List the places of the lab that is up.
+    List,
+    /// End every program of the lab that is up, and remove it.
+    Down,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("fabedge-lab: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Suite {
+            names,
+            only,
+            list,
+            limit,
+            settings,
+        } => {
+            if list {
+                for suite in SUITES {
+                    println!("{}: {}", suite.name, suite.about);
+                    for check in suite.checks {
+                        println!("  {}", check.name);
+                    }
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
+            ending::watch(Duration::from_secs(limit))?;
+            suites(&names, &only, &settings)
+        }
+        Verb::Exec { name, command } => exec(&name, &command),
+        Verb::List => {
+            for place in World::open()?.places() {
+                println!("{}", place.name);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Down => {
+            World::open()?.tear_down()?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Runs suites, each on a lab of its own.
+fn suites(names: &[String], only: &[String], settings: &Settings) -> Result<ExitCode> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| SUITES.iter().all(|suite| suite.name != **name))
+    {
+        bail!("there is no suite {unknown}; `suite --list` shows those that are");
+    }
+    let mut table = Table::default();
+    for suite in SUITES {
+        if names.is_empty() || names.iter().any(|name| name == suite.name) {
+            let mut lab = Lab::build(settings)?;
+            suite
+                .run(&mut lab, only, &mut table)
+                .with_context(|| format!("preparing the suite {}", suite.name))?;
+        }
+    }
+    Ok(if table.close() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs a command in a place, with this process's own terminal.
+fn exec(name: &str, words: &[String]) -> Result<ExitCode> {
+    let world = World::open()?;
+    let place = world.place(name)?;
+    let (program, arguments) = words.split_first().context("an empty command line")?;
+    let mut command = std::process::Command::new(program);
+    command.args(arguments);
+    let status = place
+        .run(|| command.status())?
+        .with_context(|| format!("running `{}` in {name}", command::show(&command)))?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(ExitCode::from(code.unwrap_or(1)))
+}
