@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use problem::Problem;
+pub use validate::MAX_SELECTORS;
 
 /// The document version that this code writes. Versions up to it are read.
 pub const VERSION: u32 = 1;

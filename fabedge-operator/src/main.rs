@@ -1,2 +1,56 @@
-//! Placeholder.
-fn main() {}
+//! `fabedge-operator`: see `--help`.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use fabedge_operator::args::{Cli, Command};
+use fabedge_operator::finding::Severity;
+use fabedge_operator::standalone;
+use time::OffsetDateTime;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Render(args) => {
+            let rendered = standalone::render(&args).context("rendering")?;
+            let mut out = std::io::stdout().lock();
+            for text in &rendered.documents {
+                writeln!(out, "---")?;
+                out.write_all(text.as_bytes())?;
+            }
+            for finding in &rendered.findings {
+                eprintln!("{finding}");
+            }
+            Ok(exit_code(
+                rendered.findings.iter().any(|f| f.severity == Severity::Error),
+            ))
+        }
+        Command::Standalone(args) => {
+            let filter = EnvFilter::builder()
+                .with_env_var("FABEDGE_LOG")
+                .with_default_directive(tracing::Level::INFO.into())
+                .from_env_lossy();
+            tracing_subscriber::fmt()
+                .with_env_filter(filter)
+                .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
+                .init();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let failed = runtime.block_on(standalone::run(&args, OffsetDateTime::now_utc))?;
+            Ok(exit_code(failed))
+        }
+    }
+}
+
+fn exit_code(failed: bool) -> ExitCode {
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}

@@ -1,0 +1,66 @@
+//! The command line: the only reader of flags and environment.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// FabEdge's control plane.
+///
+/// Computes who is connected to whom, and writes one document (and certificate) per node for the agents.
+#[derive(Debug, Parser)]
+#[command(name = "fabedge-operator", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run on a folder of manifests: no Kubernetes API needed.
+    ///
+    /// Reads every *.yaml and *.yml directly in FOLDER (Node, Community, Cluster, Settings, Lists of them), watches
+    /// it, and keeps DIR up to date: DIR/<node>/ with tunnels.yaml, ca.crt, tls.crt and tls.key for every edge,
+    /// DIR/connector/ with the same, and DIR/cloud/tunnels.yaml for all other cloud nodes. Only what changed is
+    /// rewritten, each file in one step. A document that is malformed is reported, and what it said before stays
+    /// in effect. Ends on SIGTERM or SIGINT.
+    Standalone(Standalone),
+    /// Print the documents and the problems of a folder of manifests, once, and change nothing.
+    ///
+    /// Documents go to stdout as one YAML stream, problems to stderr. Exit code 0: no errors (there may be
+    /// warnings, a community member that does not exist yet, say); 1: errors, named one per line; 2: wrong usage.
+    Render(Render),
+}
+
+/// Arguments of `standalone`.
+#[derive(Args, Debug)]
+pub struct Standalone {
+    /// Folder with the manifests.
+    pub folder: PathBuf,
+    /// Where the documents and certificates go.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Where ca.crt and ca.key are; made if neither is there. Default: DIR/_ca (no node can have that name).
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Look at the folder every so many seconds even if no change was notified.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub poll: u64,
+    /// Stop after the first pass; exit code 1 when there were errors.
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Arguments of `render`.
+#[derive(Args, Debug)]
+pub struct Render {
+    /// Folder with the manifests.
+    pub folder: PathBuf,
+    /// Output folder of a running operator: what was allocated before is kept as it would keep it. Only read.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print only the document of this node, `connector` or `cloud`.
+    #[arg(long, value_name = "NAME")]
+    pub only: Option<String>,
+}

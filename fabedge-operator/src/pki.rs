@@ -1,0 +1,7 @@
+//! The cluster's certificate authority and the leaf certificates of its endpoints.
+
+pub mod authority;
+pub mod inspect;
+pub mod store;
+
+pub use authority::{Authority, Leaf};

@@ -1,0 +1,237 @@
+//! The authority: makes itself, loads what is there, issues leaves. No files and no clock: PEM in, PEM out.
+
+use std::fmt;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::inspect;
+
+/// How long a leaf lives.
+pub const LEAF_LIFETIME: Duration = Duration::days(90);
+
+/// How long a new authority lives.
+pub const AUTHORITY_LIFETIME: Duration = Duration::days(3653);
+
+/// Validity begins this long before the issue, for clocks of edges that are behind.
+const BACKDATE: Duration = Duration::hours(1);
+
+/// id-kp-ipsecIKE (RFC 4945 §5.1.3.12). And nothing more: an IPsec certificate must not open an API.
+const IPSEC_IKE: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 17];
+
+/// Why the authority is refused, or why it cannot issue.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The certificate is not one.
+    #[error("the CA certificate does not parse: {0}")]
+    Certificate(String),
+    /// The key is not one that can be used.
+    #[error("the CA key does not parse: {0}; it must be PKCS#8 or PKCS#1 PEM, RSA or ECDSA P-256/P-384")]
+    Key(String),
+    /// Two halves of different authorities.
+    #[error("the CA key is not that of the CA certificate")]
+    Mismatch,
+    /// A leaf, say.
+    #[error("the CA certificate is not that of an authority: {0}")]
+    NotAnAuthority(&'static str),
+    /// Too late, or too early.
+    #[error("the CA certificate is valid from {from} to {until}, and now it is {now}")]
+    NotValid {
+        /// Begin.
+        from: OffsetDateTime,
+        /// End.
+        until: OffsetDateTime,
+        /// The time of the attempt.
+        now: OffsetDateTime,
+    },
+    /// The library refused.
+    #[error("issuing the certificate of {name}")]
+    Issue {
+        /// Whose.
+        name: String,
+        /// Why.
+        source: rcgen::Error,
+    },
+    /// What was issued does not hold against the authority.
+    #[error("the certificate issued to {0} does not verify against the CA: replace the CA")]
+    SelfCheck(String),
+}
+
+/// A certificate authority that can issue.
+pub struct Authority {
+    pem: String,
+    der: Vec<u8>,
+    not_after: OffsetDateTime,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A leaf certificate with its key.
+pub struct Leaf {
+    /// The certificate.
+    pub certificate: String,
+    /// PKCS#8 private key.
+    pub key: String,
+}
+
+// No key in logs.
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leaf")
+            .field("certificate", &self.certificate)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Makes a new authority for a cluster: its certificate and key.
+    ///
+    /// # Errors
+    /// When the library or the random source fails.
+    pub fn generate(cluster: &str, now: OffsetDateTime) -> Result<Leaf, Error> {
+        // The space keeps it apart from every endpoint's name.
+        let name = format!("{cluster} CA");
+        let issue = |source| Error::Issue {
+            name: name.clone(),
+            source,
+        };
+        let key = KeyPair::generate().map_err(issue)?;
+        let mut params = params(&name, now - BACKDATE, now - BACKDATE + AUTHORITY_LIFETIME).map_err(issue)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key).map_err(issue)?;
+        Ok(Leaf {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+
+    /// Takes an existing authority, of this operator or of the predecessor (RSA).
+    ///
+    /// # Errors
+    /// When the certificate or the key does not parse, they do not belong together, the certificate is not that
+    /// of an authority, or it is not valid now.
+    pub fn load(certificate: &str, key: &str, now: OffsetDateTime) -> Result<Self, Error> {
+        let der = inspect::certificate_der(certificate).map_err(Error::Certificate)?;
+        let (_, parsed) = X509Certificate::from_der(&der).map_err(|e| Error::Certificate(e.to_string()))?;
+        if !parsed.is_ca() {
+            return Err(Error::NotAnAuthority("basic constraints do not say CA"));
+        }
+        if parsed
+            .key_usage()
+            .ok()
+            .flatten()
+            .is_some_and(|usage| !usage.value.key_cert_sign())
+        {
+            return Err(Error::NotAnAuthority(
+                "key usage does not allow signing certificates",
+            ));
+        }
+        if parsed.subject().iter().any(|rdn| rdn.iter().count() != 1) {
+            return Err(Error::NotAnAuthority(
+                "its name has parts of more than one attribute",
+            ));
+        }
+        let validity = parsed.validity();
+        let (from, until) = (
+            validity.not_before.to_datetime(),
+            validity.not_after.to_datetime(),
+        );
+        if now < from || now >= until {
+            return Err(Error::NotValid { from, until, now });
+        }
+        let key = inspect::key_pair(key).map_err(Error::Key)?;
+        if inspect::public_key(&key) != parsed.public_key().raw {
+            return Err(Error::Mismatch);
+        }
+        let issuer = Issuer::from_ca_cert_der(&der.as_slice().into(), key)
+            .map_err(|e| Error::Certificate(e.to_string()))?;
+        Ok(Self {
+            pem: certificate.to_owned(),
+            not_after: until,
+            issuer,
+            der,
+        })
+    }
+
+    /// The authority's certificate.
+    pub fn certificate(&self) -> &str {
+        &self.pem
+    }
+
+    /// When the authority ends.
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.not_after
+    }
+
+    /// The authority's certificate as DER.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Issues a certificate to the endpoint `name`: the distinguished name `C=CN, O=fabedge.io, CN=<name>` and
+    /// the same name as DNS name. It never outlives the authority.
+    ///
+    /// # Errors
+    /// When the library refuses the name, or the authority's name is one that cannot be written as it was.
+    pub fn issue(&self, name: &str, now: OffsetDateTime) -> Result<Leaf, Error> {
+        let issue = |source| Error::Issue {
+            name: name.to_owned(),
+            source,
+        };
+        let from = now - BACKDATE;
+        let mut params = params(name, from, (from + LEAF_LIFETIME).min(self.not_after)).map_err(issue)?;
+        params.subject_alt_names = vec![SanType::DnsName(name.try_into().map_err(issue)?)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(IPSEC_IKE.to_vec())];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().map_err(issue)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(issue)?;
+        // An authority of elsewhere may have a name that comes out otherwise than it went in.
+        if !inspect::verifies(certificate.der(), &self.der) {
+            return Err(Error::SelfCheck(name.to_owned()));
+        }
+        Ok(Leaf {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+}
+
+fn params(
+    name: &str,
+    from: OffsetDateTime,
+    until: OffsetDateTime,
+) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.not_before = from;
+    params.not_after = until;
+    // strongSwan compares names with their string types, and writes plain ASCII as PrintableString.
+    let mut subject = DistinguishedName::new();
+    for (kind, text) in [
+        (DnType::CountryName, "CN"),
+        (DnType::OrganizationName, "fabedge.io"),
+        (DnType::CommonName, name),
+    ] {
+        subject.push(kind, DnValue::PrintableString(text.try_into()?));
+    }
+    params.distinguished_name = subject;
+    Ok(params)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

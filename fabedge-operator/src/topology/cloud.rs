@@ -1,0 +1,260 @@
+//! The cloud side: the connector's endpoint, the other cloud nodes, and other clusters' connectors.
+
+use std::net::IpAddr;
+
+use fabedge_common::config::{CLOUD, CONNECTOR, Endpoint, EndpointType, MAX_SELECTORS};
+use ipnet::IpNet;
+
+use super::claims::Claims;
+use super::endpoints::Roles;
+use crate::finding::Finding;
+use crate::snapshot::{ClusterSnapshot, CniType, Node, Settings, distinguished_name};
+
+/// The cloud side of the topology.
+pub(super) struct Cloud {
+    pub(super) connector: Endpoint,
+    pub(super) gateways: Vec<IpAddr>,
+    pub(super) others: Option<Endpoint>,
+}
+
+/// Computes the connector and what the other cloud nodes share.
+pub(super) fn cloud(
+    snapshot: &ClusterSnapshot,
+    settings: &Settings,
+    roles: &Roles<'_>,
+    claims: &mut Claims,
+    findings: &mut Vec<Finding>,
+) -> Cloud {
+    if roles.connectors.is_empty() {
+        let labels: Vec<String> = settings
+            .connector_labels
+            .iter()
+            .map(|l| format!("{}={}", l.key, l.value.as_deref().unwrap_or_default()))
+            .collect();
+        findings.push(Finding::error(
+            "connector",
+            "metadata.labels",
+            format!(
+                "no node may run the connector, so the cloud has no way to the edges: label one with {}",
+                labels.join(" and ")
+            ),
+        ));
+    }
+    let service_subnets = IpNet::aggregate(&settings.service_cidrs);
+    for net in &service_subnets {
+        // First of all, so nothing can be in the way but another service prefix that contains it.
+        if let Err((other, owner)) = claims.claim(*net, "serviceClusterIPRange") {
+            findings.push(Finding::error(
+                "Settings",
+                "spec.serviceClusterIPRange",
+                format!("{net} overlaps {other} of {owner}"),
+            ));
+        }
+    }
+    let nodes = || {
+        roles
+            .connectors
+            .iter()
+            .chain(&roles.cloud)
+            .map(|(name, node)| (*name, *node))
+    };
+    let mut gateways = settings.connector_node_addresses.clone();
+    if gateways.is_empty() {
+        gateways.extend(roles.connectors.values().flat_map(|node| &node.internal_ips));
+    }
+    let node_subnets = node_subnets(settings, &gateways, nodes(), claims, findings);
+    let pods = pod_subnets(settings, nodes(), claims, findings);
+
+    let name = format!("{}.{CONNECTOR}", settings.cluster);
+    let mut connector = Endpoint {
+        id: distinguished_name(&name),
+        name,
+        public_addresses: settings.connector_public_addresses.clone(),
+        subnets: pods.iter().chain(&service_subnets).copied().collect(),
+        node_subnets,
+        service_subnets,
+        kind: EndpointType::Connector,
+        port: settings.connector_public_port,
+    };
+    limit_selectors(&mut connector, findings);
+    let others = (!roles.cloud.is_empty()).then(|| {
+        let name = format!("{}.{CLOUD}", settings.cluster);
+        Endpoint {
+            id: distinguished_name(&name),
+            name,
+            public_addresses: Vec::new(),
+            subnets: connector
+                .subnets
+                .iter()
+                .filter(|net| !connector.service_subnets.contains(net))
+                .copied()
+                .collect(),
+            node_subnets: connector.node_subnets.clone(),
+            service_subnets: Vec::new(),
+            kind: EndpointType::CloudNode,
+            port: None,
+        }
+    });
+    debug_assert!(nodes().count() <= snapshot.nodes.len());
+    Cloud {
+        connector,
+        gateways,
+        others,
+    }
+}
+
+/// Addresses of cloud nodes. The connector's own stand first and by themselves, for they are the others' next
+/// hop; the rest is aggregated.
+fn node_subnets<'a>(
+    settings: &Settings,
+    gateways: &[IpAddr],
+    nodes: impl Iterator<Item = (&'a str, &'a Node)>,
+    claims: &mut Claims,
+    findings: &mut Vec<Finding>,
+) -> Vec<IpNet> {
+    let mut all: Vec<IpAddr> = Vec::new();
+    for (name, node) in nodes {
+        if node.internal_ips.is_empty() {
+            findings.push(Finding::error(
+                format!("Node {name}"),
+                "status.addresses",
+                "has no InternalIP, so edges do not reach it: give it one",
+            ));
+        }
+        all.extend(&node.internal_ips);
+    }
+    let mut nets: Vec<IpNet> = gateways.iter().copied().map(IpNet::from).collect();
+    let rest: Vec<IpNet> = all
+        .iter()
+        .filter(|ip| !gateways.contains(ip))
+        .copied()
+        .map(IpNet::from)
+        .collect();
+    nets.extend(IpNet::aggregate(&rest));
+    let public = settings
+        .connector_public_addresses
+        .iter()
+        .filter_map(|text| text.parse::<IpAddr>().ok());
+    for net in nets.iter().copied().chain(public.map(IpNet::from)) {
+        // A pod prefix that held one of these would take the tunnels' own packets.
+        if let Err((other, owner)) = claims.claim(net, "the cloud nodes' addresses") {
+            findings.push(Finding::error(
+                "connector",
+                "nodeSubnets",
+                format!("{net} lies in {other} of {owner}: pods and nodes cannot share addresses"),
+            ));
+        }
+    }
+    nets
+}
+
+/// Where cloud pods are: with Flannel in each node's prefixes, with Calico anywhere in the cluster CIDR.
+fn pod_subnets<'a>(
+    settings: &Settings,
+    nodes: impl Iterator<Item = (&'a str, &'a Node)>,
+    claims: &mut Claims,
+    findings: &mut Vec<Finding>,
+) -> Vec<IpNet> {
+    let mut pods = Vec::new();
+    let owned: Vec<(String, &str, Vec<IpNet>)> = match settings.cni {
+        CniType::Calico => vec![(
+            "Settings".to_owned(),
+            "spec.clusterCIDR",
+            IpNet::aggregate(&settings.cluster_cidrs),
+        )],
+        CniType::Flannel => nodes
+            .map(|(name, node)| {
+                (
+                    format!("Node {name}"),
+                    "spec.podCIDRs",
+                    IpNet::aggregate(&node.pod_cidrs),
+                )
+            })
+            .collect(),
+    };
+    for (object, field, nets) in owned {
+        if nets.is_empty() {
+            findings.push(Finding::error(
+                &object,
+                field,
+                "is missing, so edges do not reach its pods: run the cluster with --allocate-node-cidrs, or set it",
+            ));
+        }
+        match claims.claim_all(&nets, &object) {
+            Ok(()) => pods.extend(nets),
+            Err((net, other, owner)) => findings.push(Finding::error(
+                &object,
+                field,
+                format!("{net} overlaps {other} of {owner}: it is left out; give it a prefix of its own"),
+            )),
+        }
+    }
+    IpNet::aggregate(&pods)
+}
+
+/// An IKEv2 traffic selector payload counts in one octet, so a tunnel holds so many prefixes and no more.
+fn limit_selectors(connector: &mut Endpoint, findings: &mut Vec<Finding>) {
+    let all = connector.subnets.len() + connector.node_subnets.len();
+    if all <= MAX_SELECTORS {
+        return;
+    }
+    connector.subnets.truncate(MAX_SELECTORS);
+    connector
+        .node_subnets
+        .truncate(MAX_SELECTORS - connector.subnets.len());
+    connector
+        .service_subnets
+        .retain(|net| connector.subnets.contains(net));
+    let last = connector.node_subnets.last().or(connector.subnets.last());
+    findings.push(Finding::error(
+        "connector",
+        "subnets",
+        format!(
+            "the cloud has {all} prefixes and node addresses, but a tunnel carries {MAX_SELECTORS}: all after {} \
+             are left out; number cloud nodes and their prefixes so that they aggregate",
+            last.map(ToString::to_string).unwrap_or_default()
+        ),
+    ));
+}
+
+/// Connectors of other clusters, by full name.
+pub(super) fn foreign(
+    snapshot: &ClusterSnapshot,
+    settings: &Settings,
+    claims: &mut Claims,
+    findings: &mut Vec<Finding>,
+) -> Vec<Endpoint> {
+    let mut found = Vec::new();
+    for (name, cluster) in &snapshot.clusters {
+        let object = format!("Cluster {name}");
+        if *name == settings.cluster {
+            // The host's own entry, as the predecessor makes one; its nodes say the same and are newer.
+            continue;
+        }
+        let connectors = cluster
+            .endpoints
+            .iter()
+            .filter(|e| e.kind == EndpointType::Connector);
+        for connector in connectors {
+            if connector.subnets.len() + connector.node_subnets.len() > MAX_SELECTORS {
+                findings.push(Finding::error(
+                    &object,
+                    "spec.endpoints",
+                    format!("its connector has more prefixes than the {MAX_SELECTORS} that a tunnel carries"),
+                ));
+                continue;
+            }
+            match claims.claim_all(&IpNet::aggregate(&connector.subnets), &object) {
+                Ok(()) => found.push(connector.clone()),
+                Err((net, other, owner)) => findings.push(Finding::error(
+                    &object,
+                    "spec.endpoints",
+                    format!(
+                        "{net} overlaps {other} of {owner}: its connector is left out; renumber one of them"
+                    ),
+                )),
+            }
+        }
+    }
+    found
+}
