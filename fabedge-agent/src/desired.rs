@@ -7,3 +7,10 @@ pub mod links;
 pub mod routes;
 pub mod sysctl;
 pub mod tunnels;
+
+/// What the desired state depends on besides document and host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Whether edge pods go out under their node's address.
+    pub masq_outgoing: bool,
+}

@@ -1,1 +1,60 @@
-//! Subsystem links.
+//! Subsystem links: the tunnel device.
+
+mod kernel;
+mod plan;
+
+use crate::desired;
+use crate::netlink::{self, Netlink};
+use crate::subsystem::{self, Outcome, Phase, Subsystem};
+pub use plan::{Device, Plan, Problem, plan};
+
+/// The tunnel device of this node.
+#[derive(Debug)]
+pub struct Links {
+    netlink: Netlink,
+}
+
+impl Links {
+    /// Manages the tunnel device through `netlink`.
+    pub fn new(netlink: Netlink) -> Self {
+        Self { netlink }
+    }
+}
+
+/// What could not be done about the tunnel device.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Refused before trying.
+    #[error("{0}")]
+    Problem(Problem),
+    /// The kernel has no such kind of interface.
+    #[error(
+        "this kernel has no xfrm interfaces (CONFIG_XFRM_INTERFACE, module xfrm_interface): load the module, or let \
+         charon encrypt in userspace with --tunnel libipsec"
+    )]
+    Unsupported(#[source] netlink::Error),
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+}
+
+impl Subsystem for Links {
+    type Desired = desired::links::Links;
+    type Plan = Plan;
+
+    const NAME: &'static str = "links";
+
+    async fn plan(&mut self, desired: &Self::Desired) -> Result<Plan, subsystem::Error> {
+        Ok(plan(desired, &kernel::observe(&self.netlink).await?))
+    }
+
+    async fn apply(&mut self, plan: &Plan, phase: Phase) -> Vec<Outcome> {
+        match phase {
+            Phase::Grow => kernel::grow(&self.netlink, plan).await,
+            Phase::Shrink => kernel::shrink(&self.netlink, plan).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

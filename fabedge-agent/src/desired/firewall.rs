@@ -1,1 +1,393 @@
-//! Desired state of [`crate::firewall`]. Pure.
+//! Desired state of [`crate::firewall`]: what is dropped, what keeps its address and what is masqueraded. Pure.
+//!
+//! The rules are data: sets of prefixes, and per hook an ordered list of conditions with a verdict.
+//! [`crate::firewall`] writes them down for nftables, once per address family.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use fabedge_common::config::NodeConfig;
+use ipnet::IpNet;
+
+use super::Options;
+use super::routes::{next_hop, remote_nodes};
+use crate::facts::Facts;
+use crate::marks;
+
+/// Our nftables table, and what passes FORWARD in the iptables backends in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Firewall {
+    /// The table.
+    pub table: Option<Table>,
+    /// What is let through; empty: no jump.
+    pub forward: BTreeSet<Pass>,
+}
+
+/// The content of our nftables table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Named sets of prefixes of both families.
+    pub sets: BTreeMap<Set, Vec<IpNet>>,
+    /// Rules by hook, in order.
+    pub rules: BTreeMap<Hook, Vec<Rule>>,
+}
+
+/// The named sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Set {
+    /// Pod and service prefixes of this node; of the whole cluster on cloud nodes.
+    Own,
+    /// Addresses of the nodes of our own cluster that are in the cloud.
+    OwnNodes,
+    /// Pod and service prefixes of peers.
+    Peers,
+    /// Node addresses behind tunnels.
+    RemoteNodes,
+    /// Every prefix of the pod network, wherever it is.
+    Network,
+}
+
+/// Where rules are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// What arrives, before connection tracking.
+    Inbound,
+    /// What is forwarded.
+    Forward,
+    /// What leaves, its source not yet translated.
+    Outbound,
+    /// The translation of sources, before the CNI's and kube-proxy's.
+    Translate,
+}
+
+/// Conditions, all of which must hold, and what happens then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Conditions.
+    pub when: Vec<When>,
+    /// What happens.
+    pub then: Then,
+}
+
+/// A condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum When {
+    /// The source is in the set.
+    From(Set),
+    /// The source is in none of the sets.
+    NotFrom(Vec<Set>),
+    /// The destination is in the set.
+    To(Set),
+    /// The destination is in none of the sets.
+    NotTo(Vec<Set>),
+    /// It arrived by this interface.
+    In(String),
+    /// It arrived by none of these interfaces.
+    NotIn(Vec<String>),
+    /// It leaves by this interface.
+    Out(String),
+    /// It leaves by none of these interfaces.
+    NotOut(Vec<String>),
+    /// It is not sent to this neighbour.
+    NotVia(IpAddr),
+    /// It belongs to a connection that its sender opened to this very destination: it is no reply, and no
+    /// hostPort, NodePort or ClusterIP brought it here.
+    Unsolicited,
+    /// It is an ICMP redirect.
+    Redirect,
+    /// It is of this family.
+    Family4(bool),
+}
+
+/// What happens to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Dropped, and counted under this name.
+    Drop(Counter),
+    /// Its source stays what it is, whatever the CNI or kube-proxy masquerade later.
+    Keep,
+    /// Its source becomes this address.
+    Source(IpAddr),
+    /// Its source becomes the address of the interface by which it leaves.
+    Masquerade,
+}
+
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Counter {
+    /// For a local pod, not out of a tunnel.
+    InboundToPods,
+    /// It claims the address of somebody else's pod.
+    InboundSpoofed,
+    /// From a remote node for one of our nodes.
+    NodeToNode,
+    /// Somebody else's traffic, for the tunnel.
+    ForwardForeign,
+    /// For a remote pod, not into a tunnel.
+    OutboundToPods,
+    /// From a local pod for a remote node, not into a tunnel.
+    OutboundToNodes,
+    /// ICMP redirects among tunnel ends.
+    OutboundRedirect,
+}
+
+/// What passes FORWARD.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pass {
+    /// Whatever arrives or leaves by the interface.
+    Device(String),
+    /// Whatever comes from or goes to the prefix.
+    Prefix(IpNet),
+}
+
+/// An edge: its pods behind the bridge, everybody else behind the tunnel.
+pub fn edge(config: &NodeConfig, facts: &Facts, options: &Options) -> Firewall {
+    let tunnel = facts.tunnel.device();
+    let bridge = marks::BRIDGE;
+    let inner = || vec![tunnel.to_owned(), bridge.to_owned(), "lo".to_owned()];
+    let mut table = Table::new(config);
+    let to_pods = vec![When::To(Set::Own), When::NotIn(inner())];
+    if options.masq_outgoing {
+        table.drop(Hook::Inbound, Counter::InboundToPods, to_pods);
+    } else {
+        // Pods go out under their own addresses, so replies to them come in from anywhere.
+        table.drop(
+            Hook::Forward,
+            Counter::InboundToPods,
+            [to_pods, vec![When::Unsolicited]].concat(),
+        );
+    }
+    table.drop(
+        Hook::Inbound,
+        Counter::InboundSpoofed,
+        [When::From(Set::Network), When::NotIn(inner())],
+    );
+    table.drop(
+        Hook::Inbound,
+        Counter::InboundSpoofed,
+        [
+            When::In(bridge.to_owned()),
+            When::From(Set::Network),
+            When::NotFrom(vec![Set::Own]),
+        ],
+    );
+    table.tunnelled(config, facts, vec![Set::Own]);
+    if options.masq_outgoing {
+        table.add(
+            Hook::Translate,
+            Then::Masquerade,
+            [
+                When::From(Set::Own),
+                When::NotTo(vec![Set::Own, Set::Peers, Set::Network]),
+                When::NotOut(inner()),
+            ],
+        );
+    }
+    let forward = [tunnel, bridge].map(|device| Pass::Device(device.to_owned()));
+    Firewall {
+        table: Some(table),
+        forward: forward.into(),
+    }
+}
+
+/// A connector: the pods of its cluster anywhere in the cloud, behind devices that only their CNI knows.
+pub fn connector(config: &NodeConfig, facts: &Facts, _: &Options) -> Firewall {
+    let tunnel = facts.tunnel.device();
+    let mut table = Table::new(config);
+    // How the CNI brings its own pods' traffic here cannot be known, but peers come out of the tunnel only.
+    table.drop(
+        Hook::Inbound,
+        Counter::InboundSpoofed,
+        [
+            When::From(Set::Peers),
+            When::NotIn(vec![tunnel.to_owned(), "lo".to_owned()]),
+        ],
+    );
+    // The tunnels to other clusters carry both sides' nodes, for their pods' sake.
+    table.drop(
+        Hook::Inbound,
+        Counter::NodeToNode,
+        [
+            When::In(tunnel.to_owned()),
+            When::NotFrom(vec![Set::Peers]),
+            When::To(Set::OwnNodes),
+        ],
+    );
+    table.tunnelled(config, facts, vec![Set::Own, Set::OwnNodes, Set::Peers]);
+    // A node knows no way back to an edge's pods but over itself, where it is not a cloud agent's.
+    table.add(
+        Hook::Translate,
+        Then::Masquerade,
+        [When::From(Set::Peers), When::To(Set::OwnNodes)],
+    );
+    Firewall {
+        table: Some(table),
+        forward: [Pass::Device(tunnel.to_owned())].into(),
+    }
+}
+
+/// A cloud node without tunnels: peers are behind the connector.
+///
+/// Nothing is closed inbound: over which device the connector's packets arrive is the CNI's choice, and the
+/// connector has closed its own uplink.
+pub fn cloud(config: &NodeConfig, _: &Facts, _: &Options) -> Firewall {
+    let mut table = Table::new(config);
+    for v6 in [false, true] {
+        let mut leak = vec![When::Family4(!v6), When::To(Set::Peers)];
+        match next_hop(config, v6) {
+            Some(connector) => leak.push(When::NotVia(connector)),
+            None => leak.push(When::NotOut(vec!["lo".to_owned()])),
+        }
+        table.drop(Hook::Outbound, Counter::OutboundToPods, leak);
+    }
+    table.drop(
+        Hook::Outbound,
+        Counter::OutboundToPods,
+        [
+            When::To(Set::Network),
+            When::NotTo(vec![Set::Own, Set::Peers]),
+            When::NotOut(vec!["lo".to_owned()]),
+        ],
+    );
+    table.add(
+        Hook::Translate,
+        Then::Keep,
+        [When::From(Set::Own), When::To(Set::Peers)],
+    );
+    table.add(
+        Hook::Translate,
+        Then::Keep,
+        [When::From(Set::Peers), When::To(Set::Own)],
+    );
+    let peers: Vec<IpNet> = table.sets.get(&Set::Peers).cloned().unwrap_or_default();
+    Firewall {
+        table: Some(table),
+        forward: peers.into_iter().map(Pass::Prefix).collect(),
+    }
+}
+
+impl Table {
+    fn new(config: &NodeConfig) -> Self {
+        let own = &config.endpoint;
+        let own_nodes = if own.kind == fabedge_common::config::EndpointType::EdgeNode {
+            Vec::new()
+        } else {
+            own.node_subnets.clone()
+        };
+        let sets = [
+            (
+                Set::Own,
+                own.subnets.iter().chain(&own.service_subnets).copied().collect(),
+            ),
+            (Set::OwnNodes, own_nodes),
+            (
+                Set::Peers,
+                config
+                    .peers
+                    .iter()
+                    .flat_map(|peer| peer.endpoint.subnets.iter().copied())
+                    .collect(),
+            ),
+            (Set::RemoteNodes, remote_nodes(config)),
+            (Set::Network, config.network_subnets.clone()),
+        ];
+        Self {
+            // Merged, for an interval set refuses prefixes that overlap.
+            sets: sets
+                .into_iter()
+                .map(|(set, nets): (Set, Vec<IpNet>)| (set, IpNet::aggregate(&nets)))
+                .collect(),
+            rules: BTreeMap::new(),
+        }
+    }
+
+    fn add(&mut self, hook: Hook, then: Then, when: impl Into<Vec<When>>) {
+        self.rules.entry(hook).or_default().push(Rule {
+            when: when.into(),
+            then,
+        });
+    }
+
+    fn drop(&mut self, hook: Hook, counter: Counter, when: impl Into<Vec<When>>) {
+        self.add(hook, Then::Drop(counter), when);
+    }
+
+    /// What holds wherever there is a tunnel. `senders` may send into it under their own addresses.
+    fn tunnelled(&mut self, config: &NodeConfig, facts: &Facts, senders: Vec<Set>) {
+        let tunnel = || facts.tunnel.device().to_owned();
+        let inner = || vec![tunnel(), "lo".to_owned()];
+        self.drop(
+            Hook::Inbound,
+            Counter::InboundSpoofed,
+            [When::In(tunnel()), When::From(Set::Own)],
+        );
+        // Nobody uses this node as a router into the tunnels.
+        self.drop(
+            Hook::Forward,
+            Counter::ForwardForeign,
+            [
+                When::Out(tunnel()),
+                When::NotFrom(senders.clone()),
+                When::Unsolicited,
+            ],
+        );
+        self.drop(
+            Hook::Outbound,
+            Counter::OutboundToPods,
+            [
+                When::To(Set::Network),
+                When::NotTo(vec![Set::Own]),
+                When::NotOut(inner()),
+            ],
+        );
+        self.drop(
+            Hook::Outbound,
+            Counter::OutboundToPods,
+            [When::To(Set::Peers), When::NotOut(inner())],
+        );
+        self.drop(
+            Hook::Outbound,
+            Counter::OutboundToNodes,
+            [
+                When::From(Set::Own),
+                When::To(Set::RemoteNodes),
+                When::NotOut(inner()),
+            ],
+        );
+        // Relayed packets leave by the device by which they arrived, which the kernel takes for a detour.
+        self.drop(
+            Hook::Outbound,
+            Counter::OutboundRedirect,
+            [When::Out(tunnel()), When::Redirect],
+        );
+
+        for set in senders {
+            self.add(
+                Hook::Translate,
+                Then::Keep,
+                [When::Out(tunnel()), When::From(set)],
+            );
+        }
+        // What is left is this node under another of its addresses, or a client of a NodePort: only under the
+        // pod gateway's address does it fit a selector.
+        let own_pods: Vec<IpNet> = config.endpoint.pod_subnets().collect();
+        for gateway in facts.address_within(&own_pods) {
+            self.add(Hook::Translate, Then::Source(gateway), [When::Out(tunnel())]);
+        }
+        self.add(
+            Hook::Translate,
+            Then::Keep,
+            [When::In(tunnel()), When::From(Set::Peers), When::To(Set::Own)],
+        );
+        // A remote node's address may be somebody else's in a pod's eyes.
+        self.add(
+            Hook::Translate,
+            Then::Masquerade,
+            [
+                When::In(tunnel()),
+                When::NotFrom(vec![Set::Peers]),
+                When::To(Set::Own),
+            ],
+        );
+    }
+}

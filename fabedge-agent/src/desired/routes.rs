@@ -1,1 +1,303 @@
 //! Desired state of [`crate::routes`]. Pure.
+//!
+//! Two kinds of prefix, never mixed. Pod and service prefixes are looked up for everybody, in
+//! [`marks::POD_TABLE`]; node addresses only for what local pods send, in [`marks::NODE_TABLE`], because ESP, IKE
+//! and the kubelet reach the same addresses over the underlay. Every route has an `unreachable` twin of a worse
+//! metric: a route disappears with its device, and without the twin the next lookup is the default route.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use fabedge_common::config::{EndpointType, NodeConfig};
+use ipnet::IpNet;
+
+use crate::facts::Facts;
+use crate::marks;
+
+/// Metric of what is to be used.
+pub const METRIC: u32 = 50;
+
+/// Metric of the `unreachable` routes below.
+pub const TWIN_METRIC: u32 = 4096;
+
+/// Rules and routes that carry [`marks::ROUTE_PROTOCOL`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// Rules.
+    pub rules: BTreeSet<Rule>,
+    /// Routes.
+    pub routes: BTreeMap<Key, Target>,
+}
+
+/// A rule that leads to one of our tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// Its priority.
+    pub priority: u32,
+    /// Source prefix; of length 0 for everybody. Also tells the family.
+    pub from: IpNet,
+    /// The table it leads to.
+    pub table: u32,
+}
+
+/// What tells two of our routes apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Routing table.
+    pub table: u32,
+    /// Destination.
+    pub destination: IpNet,
+    /// Metric; the smaller one is taken.
+    pub metric: u32,
+}
+
+/// What a route does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Straight into a device.
+    Device {
+        /// Interface name.
+        name: String,
+        /// MTU of the path.
+        mtu: u32,
+        /// Source address of what this host itself sends.
+        src: Option<IpAddr>,
+    },
+    /// To a neighbour.
+    Gateway {
+        /// The neighbour's address.
+        address: IpAddr,
+        /// Interface name.
+        device: String,
+        /// The neighbour is on the link, whatever our addresses say.
+        onlink: bool,
+        /// MTU of the path.
+        mtu: u32,
+    },
+    /// Refused.
+    Unreachable,
+    /// Not decided here: the lookup goes on with the next rule.
+    Throw,
+}
+
+impl Routes {
+    /// Routes to `destinations` by `target`, and closes them for when that is gone.
+    fn lead(
+        &mut self,
+        table: u32,
+        destinations: impl IntoIterator<Item = IpNet>,
+        target: impl Fn(IpNet) -> Option<Target>,
+    ) {
+        for destination in destinations {
+            if let Some(target) = target(destination) {
+                self.routes.insert(
+                    Key {
+                        table,
+                        destination,
+                        metric: METRIC,
+                    },
+                    target,
+                );
+            }
+            self.close(table, [destination]);
+        }
+    }
+
+    /// Refuses what no better route takes.
+    fn close(&mut self, table: u32, destinations: impl IntoIterator<Item = IpNet>) {
+        for destination in destinations {
+            self.routes.insert(
+                Key {
+                    table,
+                    destination,
+                    metric: TWIN_METRIC,
+                },
+                Target::Unreachable,
+            );
+        }
+    }
+
+    /// Leaves `destinations` to the main table.
+    fn leave(&mut self, destinations: impl IntoIterator<Item = IpNet>) {
+        for destination in destinations {
+            let key = Key {
+                table: marks::POD_TABLE,
+                destination,
+                metric: METRIC,
+            };
+            self.routes.insert(key, Target::Throw);
+        }
+    }
+
+    /// Leaves those of `addresses` to the main table that a prefix of the pod table would take: a pod prefix that
+    /// covers a node's or a connector's own address must not cut the underlay off.
+    fn spare(&mut self, addresses: impl IntoIterator<Item = IpNet>) {
+        let taken = |address: &IpNet| {
+            self.routes
+                .keys()
+                .any(|key| key.table == marks::POD_TABLE && key.destination.contains(address))
+        };
+        let spared: Vec<IpNet> = addresses.into_iter().filter(taken).collect();
+        self.leave(spared);
+    }
+
+    /// Adds the rules that make the tables count, in the families in which they have routes.
+    fn rule(&mut self, own_pods: &[IpNet]) {
+        let everybody = [
+            IpNet::from(ipnet::Ipv4Net::default()),
+            IpNet::from(ipnet::Ipv6Net::default()),
+        ];
+        for (table, priority, sources) in [
+            (marks::POD_TABLE, marks::POD_RULE_PRIORITY, &everybody[..]),
+            (marks::NODE_TABLE, marks::NODE_RULE_PRIORITY, own_pods),
+        ] {
+            for from in sources {
+                let used = |key: &Key| key.table == table && is_v6(&key.destination) == is_v6(from);
+                if self.routes.keys().any(used) {
+                    self.rules.insert(Rule {
+                        priority,
+                        from: *from,
+                        table,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// An edge's routes: all into the tunnel device.
+pub fn edge(config: &NodeConfig, facts: &Facts) -> Routes {
+    tunnelled(config, facts)
+}
+
+/// A connector's routes: edges and other clusters into the tunnel device; the pods and services of its own cluster
+/// are left to the cloud's CNI.
+pub fn connector(config: &NodeConfig, facts: &Facts) -> Routes {
+    tunnelled(config, facts)
+}
+
+/// The routes of a cloud node without tunnels: edges and other clusters by way of the connector.
+pub fn cloud(config: &NodeConfig, facts: &Facts) -> Routes {
+    let mtu = facts.tunnel_mtu();
+    let connector = config.connector();
+    let towards = |destination: IpNet| {
+        let address = next_hop(config, is_v6(&destination))?;
+        let (device, onlink) = link_of(facts, address)?;
+        Some(Target::Gateway {
+            address,
+            device,
+            onlink,
+            mtu,
+        })
+    };
+    let mut routes = Routes::default();
+    routes.close(marks::POD_TABLE, config.network_subnets.iter().copied());
+    routes.lead(
+        marks::POD_TABLE,
+        connector
+            .into_iter()
+            .flat_map(|peer| peer.endpoint.subnets.iter().copied()),
+        towards,
+    );
+    finish(routes, config)
+}
+
+/// The connector's address that a cloud node sends to, in one family: the first of its node addresses.
+pub fn next_hop(config: &NodeConfig, v6: bool) -> Option<IpAddr> {
+    config
+        .connector()?
+        .endpoint
+        .node_subnets
+        .iter()
+        .map(IpNet::addr)
+        .find(|address| address.is_ipv6() == v6)
+}
+
+fn tunnelled(config: &NodeConfig, facts: &Facts) -> Routes {
+    let own_pods: Vec<IpNet> = config.endpoint.pod_subnets().collect();
+    let gateways: Vec<IpAddr> = facts.address_within(&own_pods).collect();
+    let name = facts.tunnel.device();
+    let mtu = facts.tunnel_mtu();
+    let device = |destination: IpNet| {
+        let src = gateways
+            .iter()
+            .copied()
+            .find(|address| address.is_ipv6() == is_v6(&destination));
+        Some(Target::Device {
+            name: name.to_owned(),
+            mtu,
+            src,
+        })
+    };
+    let mut routes = Routes::default();
+    routes.close(marks::POD_TABLE, config.network_subnets.iter().copied());
+    routes.lead(
+        marks::POD_TABLE,
+        config
+            .peers
+            .iter()
+            .flat_map(|peer| peer.endpoint.subnets.iter().copied()),
+        device,
+    );
+    // Only pods go there, and they have addresses of their own.
+    routes.lead(
+        marks::NODE_TABLE,
+        remote_nodes(config),
+        |destination| match device(destination)? {
+            Target::Device { name, mtu, .. } => Some(Target::Device { name, mtu, src: None }),
+            other => Some(other),
+        },
+    );
+    finish(routes, config)
+}
+
+/// The node addresses that local pods reach through a tunnel: those of connectors. An edge's node addresses are
+/// never selectors, and an address that is also one of our own nodes' means ours.
+pub fn remote_nodes(config: &NodeConfig) -> Vec<IpNet> {
+    let own = &config.endpoint.node_subnets;
+    config
+        .peers
+        .iter()
+        .filter(|peer| peer.endpoint.kind == EndpointType::Connector)
+        .flat_map(|peer| peer.endpoint.node_subnets.iter().copied())
+        .filter(|net| !own.iter().any(|other| other.contains(net) || net.contains(other)))
+        .collect()
+}
+
+/// What all roles have in common: own pods and services stay as they are, so do the addresses of the underlay, and
+/// the rules come with the tables.
+fn finish(mut routes: Routes, config: &NodeConfig) -> Routes {
+    let own = &config.endpoint;
+    routes.leave(own.subnets.iter().chain(&own.service_subnets).copied());
+    let connectors = config
+        .peers
+        .iter()
+        .flat_map(|peer| &peer.endpoint.public_addresses)
+        .filter_map(|address| address.parse::<IpAddr>().ok());
+    let hops = [false, true].into_iter().filter_map(|v6| next_hop(config, v6));
+    routes.spare(
+        own.node_subnets
+            .iter()
+            .copied()
+            .chain(connectors.chain(hops).map(IpNet::from)),
+    );
+    let own_pods: Vec<IpNet> = own.pod_subnets().collect();
+    routes.rule(&IpNet::aggregate(&own_pods));
+    routes
+}
+
+/// The device that leads to a neighbour, and whether the kernel has to be told that it is one.
+fn link_of(facts: &Facts, neighbour: IpAddr) -> Option<(String, bool)> {
+    let near = facts
+        .links
+        .values()
+        .find(|link| link.addresses.iter().any(|net| net.contains(&neighbour)));
+    match near {
+        Some(link) => Some((link.name.clone(), false)),
+        None => facts.uplinks.first().map(|name| (name.clone(), true)),
+    }
+}
+
+fn is_v6(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(_))
+}

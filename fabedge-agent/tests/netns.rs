@@ -1,0 +1,14 @@
+//! Our subsystems against a real kernel, each test in network namespaces of its own, verified with `ip`, `nft`,
+//! `iptables` and packets. Needs root and those commands.
+#![allow(clippy::unwrap_used, reason = "a panic is a test's report")]
+
+mod netns {
+    pub mod documents;
+    pub mod space;
+
+    mod changes;
+    mod firewall;
+    mod links;
+    mod routes;
+    mod sysctl;
+}

@@ -1,0 +1,126 @@
+use fabedge_agent::desired::firewall as desired;
+use fabedge_agent::facts::{Facts, TunnelKind};
+use fabedge_agent::firewall::Firewall;
+use fabedge_agent::netlink::Netlink;
+
+use super::documents;
+use super::space::{assert_settled, in_space, settle, sh};
+
+async fn facts() -> Facts {
+    sh("ip link add br-fabedge type bridge
+        ip addr add 10.233.66.1/24 dev br-fabedge
+        ip addr add fd00:233:64:66::1/64 dev br-fabedge nodad");
+    Netlink::open()
+        .unwrap()
+        .facts(TunnelKind::Libipsec)
+        .await
+        .unwrap()
+}
+
+#[test]
+fn every_role_has_a_table_that_nft_takes_and_that_goes_without_a_trace() {
+    in_space(async || {
+        let facts = facts().await;
+        sh("nft add table inet theirs; nft add chain inet theirs c; nft add table ip fabedge");
+        let before = sh("nft list ruleset");
+        let options = documents::MASQUERADE;
+        let direct = fabedge_agent::desired::Options { masq_outgoing: false };
+        for desired in [
+            desired::edge(&documents::edge(), &facts, &options),
+            desired::edge(&documents::edge(), &facts, &direct),
+            desired::connector(&documents::connector(), &facts, &options),
+            desired::cloud(&documents::cloud(), &facts, &options),
+        ] {
+            let mut firewall = Firewall::new();
+            settle(&mut firewall, &desired).await;
+            settle(&mut firewall, &Default::default()).await;
+            assert_eq!(sh("nft list ruleset"), before);
+        }
+    });
+}
+
+#[test]
+fn drift_is_repaired_and_counts_go_on() {
+    in_space(async || {
+        let facts = facts().await;
+        let desired = desired::edge(&documents::edge(), &facts, &documents::MASQUERADE);
+        let mut firewall = Firewall::new();
+        settle(&mut firewall, &desired).await;
+        for drift in [
+            "nft flush chain inet fabedge inbound",
+            "nft delete table inet fabedge",
+            "nft add element inet fabedge own4 '{ 10.7.0.0/16 }'",
+            "nft insert rule inet fabedge outbound accept",
+        ] {
+            sh(drift);
+            settle(&mut firewall, &desired).await;
+        }
+        // Count something, then let an agent that knows nothing of it start.
+        sh("ip link set br-fabedge up
+            ip route add 10.233.64.0/24 dev br-fabedge
+            ping -c 2 -W 1 -i 0.2 10.233.64.9 || true");
+        let counted = firewall.dropped().await.unwrap()["outbound_to_pods"];
+        assert!(counted.packets >= 2, "{counted:?}");
+        let mut restarted = Firewall::new();
+        settle(&mut restarted, &desired).await;
+        assert_eq!(restarted.dropped().await.unwrap()["outbound_to_pods"], counted);
+    });
+}
+
+#[test]
+fn the_jump_stands_in_every_backend_in_use_and_only_there() {
+    in_space(async || {
+        let facts = facts().await;
+        let desired = desired::edge(&documents::edge(), &facts, &documents::MASQUERADE);
+        let mut firewall = Firewall::new();
+        settle(&mut firewall, &desired).await;
+        assert!(
+            !sh("nft list tables").contains("filter"),
+            "no backend is in use, so none is brought into use"
+        );
+        assert_eq!(
+            sh("cat /proc/thread-self/net/ip_tables_names 2>/dev/null || true"),
+            ""
+        );
+
+        for command in [
+            "iptables-legacy",
+            "iptables-nft",
+            "ip6tables-legacy",
+            "ip6tables-nft",
+        ] {
+            sh(&format!(
+                "{command} -P FORWARD DROP; {command} -A FORWARD -s 10.0.0.1 -j ACCEPT 2>/dev/null || true"
+            ));
+            let save = || sh(&format!("{command}-save -t filter | sed '/^#/d; s/\\[.*//'"));
+            let before = save();
+            settle(&mut firewall, &desired).await;
+            let first = sh(&format!("{command} -S FORWARD | grep -m 1 -- '^-A'"));
+            assert_eq!(
+                first.trim(),
+                "-A FORWARD -m comment --comment \"fabedge: pods and tunnels\" -j FABEDGE-FORWARD",
+                "{command}"
+            );
+            // Somebody refuses before us, empties our chain, or jumps twice.
+            for drift in [
+                "-I FORWARD -j DROP",
+                "-F FABEDGE-FORWARD",
+                "-A FORWARD -j FABEDGE-FORWARD",
+            ] {
+                sh(&format!("{command} {drift}"));
+                settle(&mut firewall, &desired).await;
+            }
+            // Who merely insists on the head is not fought.
+            sh(&format!("{command} -N cali; {command} -I FORWARD -j cali"));
+            assert_settled(&mut firewall, &desired).await;
+            sh(&format!(
+                "{command} -D FORWARD -j cali; {command} -X cali; {command} -D FORWARD -j DROP"
+            ));
+
+            settle(&mut firewall, &Default::default()).await;
+            assert_eq!(save(), before, "{command}");
+            sh(&format!("{command} -P FORWARD ACCEPT; {command} -F FORWARD"));
+            settle(&mut firewall, &desired).await;
+        }
+    });
+}
