@@ -1,1 +1,468 @@
-//! Subsystem tunnels.
+//! Subsystem tunnels: charon's connections, credentials and SAs, over VICI. charon owns its SAs; what is ours is what
+//! bears [`crate::marks::CONNECTION_PREFIX`] in its name.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::desired::tunnels as desired;
+use crate::facts::TunnelKind;
+use crate::subsystem::{self, Outcome, Phase, Subsystem};
+
+pub mod credentials;
+pub mod events;
+pub mod initiate;
+pub mod messages;
+pub mod plan;
+pub mod report;
+pub mod vici;
+
+use credentials::{Files, Material, Paths};
+use initiate::Initiator;
+use messages::{Conns, ListSa, Stats};
+use plan::{Actual, Ike, SaPlan};
+use report::Report;
+use vici::{Connection, Empty};
+
+/// The plugin that makes charon perform ESP itself.
+const LIBIPSEC_PLUGIN: &str = "kernel-libipsec";
+
+/// How long charon may take to list its SAs: some 0.1 ms each, and it waits for those that are being changed.
+const LIST_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// charon's VICI socket.
+    pub socket: PathBuf,
+    /// Key and certificates.
+    pub paths: Paths,
+    /// Who must perform ESP; none: whoever charon is set up for.
+    pub kind: Option<TunnelKind>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            socket: "/var/run/charon.vici".into(),
+            paths: Paths::default(),
+            kind: None,
+        }
+    }
+}
+
+/// What the subsystem cannot do without.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// charon cannot be asked.
+    #[error(transparent)]
+    Vici(#[from] vici::Error),
+    /// charon is set up for the other kind of tunnel.
+    #[error(
+        "this node was told to have {wanted}, but charon is set up for {found}: start it with {}",
+        conf_name(wanted)
+    )]
+    Kind {
+        /// As told.
+        wanted: &'static str,
+        /// As found.
+        found: &'static str,
+    },
+    /// Key or certificates are not fit for use.
+    #[error(transparent)]
+    Credentials(#[from] credentials::Error),
+    /// An earlier action of the same pass found charon gone.
+    #[error("charon is gone; the next pass tries again")]
+    Gone,
+}
+
+fn kind_name(kind: TunnelKind) -> &'static str {
+    match kind {
+        TunnelKind::Xfrm => "ESP in the kernel (xfrm)",
+        TunnelKind::Libipsec => "ESP in charon (libipsec)",
+    }
+}
+
+fn conf_name(wanted: &str) -> &'static str {
+    if wanted == kind_name(TunnelKind::Xfrm) {
+        "strongswan.conf"
+    } else {
+        "strongswan-libipsec.conf"
+    }
+}
+
+/// One life of charon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Instance {
+    pid: Option<i32>,
+    since: String,
+}
+
+/// The subsystem.
+#[derive(Debug)]
+pub struct Tunnels {
+    options: Options,
+    vici: Option<Connection>,
+    instance: Option<Instance>,
+    kind: Option<TunnelKind>,
+    /// What charon got from us in this life of it.
+    loaded: BTreeMap<String, desired::Connection>,
+    material: Option<Material>,
+    initiator: Option<Initiator>,
+    /// Connections as last desired and SAs as last seen.
+    report: Report,
+}
+
+/// The difference.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Key and certificates to load.
+    pub credentials: Option<Material>,
+    /// Why the files' key and certificates are not taken; older ones stay in use.
+    pub refused: Option<String>,
+    /// Connections and SAs.
+    pub sas: SaPlan,
+    /// The key to take from charon, as it is of no use any more.
+    pub unload_key: Option<String>,
+}
+
+impl Tunnels {
+    /// The subsystem, not yet connected.
+    pub fn new(options: Options) -> Self {
+        Self {
+            options,
+            vici: None,
+            instance: None,
+            kind: None,
+            loaded: BTreeMap::new(),
+            material: None,
+            initiator: None,
+            report: Report::default(),
+        }
+    }
+
+    /// Who performs ESP here, as charon is set up.
+    ///
+    /// # Errors
+    /// When charon cannot be asked, or is not set up as this node was told to have it.
+    pub async fn tunnel_kind(&mut self) -> Result<TunnelKind, Error> {
+        self.connect().await?;
+        let found = self.kind.ok_or(Error::Gone)?;
+        match self.options.kind {
+            Some(wanted) if wanted != found => Err(Error::Kind {
+                wanted: kind_name(wanted),
+                found: kind_name(found),
+            }),
+            _ => Ok(found),
+        }
+    }
+
+    /// What charon reports by itself, as reasons for a pass.
+    pub fn events(&self) -> events::Events {
+        events::Events::new(self.options.socket.clone())
+    }
+
+    /// How the tunnels stood when the last pass observed them.
+    pub fn report(&self) -> Report {
+        let mut report = self.report.clone();
+        if let Some(initiator) = &self.initiator {
+            report.add_failures(&initiator.failures());
+        }
+        report
+    }
+
+    /// Makes sure of a connection, and notices when it leads to another life of charon.
+    async fn connect(&mut self) -> Result<&mut Connection, vici::Error> {
+        let usable = self.vici.take_if(|vici| vici.usable());
+        let vici = match usable {
+            Some(vici) => vici,
+            None => {
+                let mut vici = Connection::open(&self.options.socket).await?;
+                let stats: Stats = vici.call("stats", &Empty {}).await?;
+                let instance = Instance {
+                    pid: vici.charon_pid(),
+                    since: stats.uptime.since,
+                };
+                if self.instance.as_ref() != Some(&instance) {
+                    tracing::info!(pid = instance.pid, since = instance.since, "charon answers");
+                    self.loaded.clear();
+                    self.material = None;
+                    self.instance = Some(instance);
+                }
+                self.kind = Some(if stats.plugins.iter().any(|plugin| plugin == LIBIPSEC_PLUGIN) {
+                    TunnelKind::Libipsec
+                } else {
+                    TunnelKind::Xfrm
+                });
+                vici
+            }
+        };
+        Ok(self.vici.insert(vici))
+    }
+
+    async fn observe(&mut self) -> Result<Actual, vici::Error> {
+        let vici = self.connect().await?;
+        let conns: Conns = vici.call("get-conns", &Empty {}).await?;
+        Ok(Actual {
+            connections: conns.conns.into_iter().collect(),
+            ikes: list_ikes(vici).await?,
+        })
+    }
+
+    /// Key and certificates as the files have them now, if they are fit for use.
+    fn read_credentials(&self, id: &str) -> Result<Material, credentials::Error> {
+        let paths = &self.options.paths;
+        let files = Files::read(paths)?;
+        if files.key_exposed {
+            tracing::warn!(path = %paths.key.display(), "others can read the private key: set its mode to 0600");
+        }
+        files.check(paths, id, SystemTime::now())
+    }
+
+    async fn command<Q: serde::Serialize>(
+        &mut self,
+        command: &'static str,
+        request: &Q,
+    ) -> Result<(), Error> {
+        let vici = self
+            .vici
+            .as_mut()
+            .filter(|vici| vici.usable())
+            .ok_or(Error::Gone)?;
+        Ok(vici.command(command, request).await?)
+    }
+
+    async fn load_credentials(&mut self, material: &Material) -> Result<(), Error> {
+        let blob = |data: &[u8]| messages::Blob(data.to_vec());
+        for authority in &material.authorities {
+            self.command(
+                "load-cert",
+                &messages::LoadCert {
+                    kind: "X509",
+                    flag: "CA",
+                    data: blob(authority),
+                },
+            )
+            .await?;
+        }
+        let vici = self
+            .vici
+            .as_mut()
+            .filter(|vici| vici.usable())
+            .ok_or(Error::Gone)?;
+        let key = messages::LoadKey {
+            kind: "any",
+            data: blob(&material.key),
+        };
+        let reply: messages::LoadedKey = vici.call("load-key", &key).await?;
+        let id = match (reply.success, reply.id) {
+            (true, Some(id)) => id,
+            (_, _) => {
+                let reason = reply
+                    .errmsg
+                    .unwrap_or_else(|| "it gives the key no id".to_owned());
+                return Err(vici::Error::Refused {
+                    command: "load-key",
+                    reason,
+                }
+                .into());
+            }
+        };
+        let previous = self
+            .material
+            .as_ref()
+            .map(|old| old.key_id.clone())
+            .filter(|old| *old != material.key_id);
+        if id != material.key_id {
+            // Only what was just loaded goes; with the key in use it is the certificate that is wrong.
+            if self.material.as_ref().is_none_or(|old| old.key_id != id) {
+                self.command("unload-key", &messages::UnloadKey { id: &id })
+                    .await?;
+            }
+            return Err(credentials::Error::Mismatch {
+                key: self.options.paths.key.clone(),
+                certificate: self.options.paths.certificate.clone(),
+            }
+            .into());
+        }
+        self.command(
+            "load-cert",
+            &messages::LoadCert {
+                kind: "X509",
+                flag: "NONE",
+                data: blob(&material.certificate),
+            },
+        )
+        .await?;
+        // With its key gone charon can only choose the new certificate. SAs do not need the key they were made with.
+        if let Some(id) = previous {
+            self.command("unload-key", &messages::UnloadKey { id: &id })
+                .await?;
+        }
+        if self
+            .material
+            .as_ref()
+            .is_none_or(|old| old.authorities != material.authorities)
+        {
+            self.loaded.clear();
+        }
+        self.material = Some(material.clone());
+        Ok(())
+    }
+
+    async fn grow(&mut self, plan: &Plan) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        if let Some(reason) = &plan.refused {
+            outcomes.push(Outcome::new("load", "certificate", Err(reason.clone())));
+        }
+        if let Some(material) = &plan.credentials {
+            let result = self.load_credentials(material).await;
+            outcomes.push(Outcome::new(
+                "load",
+                format_args!("certificate {}", material.subject),
+                result,
+            ));
+        }
+        if let Some(material) = &self.material {
+            let authorities = material.authorities.clone();
+            for (name, connection) in &plan.sas.load {
+                let request = messages::load_conn(name, connection, &authorities);
+                let result = self.command("load-conn", &request).await;
+                if result.is_ok() {
+                    self.loaded.insert(name.clone(), connection.clone());
+                }
+                outcomes.push(Outcome::new("load", format_args!("connection {name}"), result));
+            }
+            let targets: initiate::Targets = plan
+                .sas
+                .initiate
+                .iter()
+                .filter(|(name, _)| self.loaded.contains_key(*name))
+                .map(|(name, connection)| (name.clone(), connection.clone()))
+                .collect();
+            if !targets.is_empty() || self.initiator.is_some() {
+                let socket = &self.options.socket;
+                let initiator = self
+                    .initiator
+                    .get_or_insert_with(|| Initiator::new(socket.clone()));
+                initiator.set(targets);
+                let failures = initiator.failures();
+                for name in plan.sas.initiate.keys() {
+                    let result = failures.get(name).map_or(Ok(()), |reason| Err(reason.clone()));
+                    outcomes.push(Outcome::new("initiate", format_args!("tunnel {name}"), result));
+                }
+            }
+        }
+        outcomes
+    }
+
+    async fn shrink(&mut self, plan: &Plan) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for child in &plan.sas.terminate_children {
+            let request = messages::TerminateChild {
+                id: child.id,
+                timeout: -1,
+            };
+            let result = self.command("terminate", &request).await;
+            outcomes.push(Outcome::new(
+                "terminate",
+                format_args!("CHILD_SA {} #{}", child.name, child.id),
+                result,
+            ));
+        }
+        // First the connection, so that the peer cannot come straight back.
+        for name in &plan.sas.unload {
+            let result = self.command("unload-conn", &messages::UnloadConn { name }).await;
+            if result.is_ok() {
+                self.loaded.remove(name);
+            }
+            outcomes.push(Outcome::new("unload", format_args!("connection {name}"), result));
+        }
+        for ike in &plan.sas.terminate_ikes {
+            let request = messages::TerminateIke {
+                id: ike.id,
+                force: true,
+                timeout: -1,
+            };
+            let result = self.command("terminate", &request).await;
+            outcomes.push(Outcome::new(
+                "terminate",
+                format_args!("IKE_SA {} #{}", ike.name, ike.id),
+                result,
+            ));
+        }
+        if let Some(id) = &plan.unload_key {
+            let result = self.command("unload-key", &messages::UnloadKey { id }).await;
+            self.material = None;
+            outcomes.push(Outcome::new("unload", format_args!("key {id}"), result));
+        }
+        outcomes
+    }
+}
+
+impl Subsystem for Tunnels {
+    type Desired = desired::Tunnels;
+    type Plan = Plan;
+
+    const NAME: &'static str = "tunnels";
+
+    async fn plan(&mut self, desired: &Self::Desired) -> Result<Self::Plan, subsystem::Error> {
+        let actual = self.observe().await?;
+        self.report = Report::new(desired, &actual);
+        let mut plan = Plan::default();
+        match desired.connections.values().next() {
+            None => plan.unload_key = self.material.as_ref().map(|material| material.key_id.clone()),
+            Some(connection) => match self.read_credentials(&connection.local_id) {
+                Ok(material) => {
+                    plan.credentials = Some(material).filter(|new| self.material.as_ref() != Some(new))
+                }
+                Err(error) => plan.refused = Some(chain(&error)),
+            },
+        }
+        let none = BTreeMap::new();
+        let trust = |material: &Material| material.authorities.clone();
+        let same_trust = plan.credentials.is_none()
+            || plan.credentials.as_ref().map(trust) == self.material.as_ref().map(trust);
+        plan.sas = plan::plan(desired, if same_trust { &self.loaded } else { &none }, &actual);
+        if self.material.is_none() && plan.credentials.is_none() {
+            // Without an authority of ours to pin, charon would accept any that it has.
+            plan.sas.load.clear();
+            plan.sas.initiate.clear();
+        }
+        Ok(plan)
+    }
+
+    async fn apply(&mut self, plan: &Self::Plan, phase: Phase) -> Vec<Outcome> {
+        match phase {
+            Phase::Grow => self.grow(plan).await,
+            Phase::Shrink => self.shrink(plan).await,
+        }
+    }
+}
+
+/// The IKE_SAs of the charon at `socket`.
+pub(crate) async fn observe_ikes(socket: &Path) -> Result<Vec<Ike>, vici::Error> {
+    list_ikes(&mut Connection::open(socket).await?).await
+}
+
+async fn list_ikes(vici: &mut Connection) -> Result<Vec<Ike>, vici::Error> {
+    let mut ikes = Vec::new();
+    vici.stream("list-sas", "list-sa", &Empty {}, LIST_LIMIT, |sas: ListSa| {
+        ikes.extend(sas.into_iter().map(|(name, sa)| Ike::new(&name, sa)));
+    })
+    .await?;
+    Ok(ikes)
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

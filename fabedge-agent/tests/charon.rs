@@ -1,0 +1,341 @@
+//! The tunnels subsystem against real charons, each in a network namespace of its own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::let_underscore_must_use,
+    reason = "in a test a panic is the report, and cleaning up is best effort"
+)]
+
+#[path = "charon/pki.rs"]
+mod pki;
+#[path = "charon/site.rs"]
+mod site;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fabedge_agent::facts::TunnelKind;
+use pki::Authority;
+use site::{Site, kind, run};
+
+/// One world at a time: the namespaces have fixed names.
+fn alone() -> MutexGuard<'static, ()> {
+    static WORLD: Mutex<()> = Mutex::new(());
+    WORLD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `edge` and `connector` on one link, certified, with charons; agents not started.
+struct World {
+    edge: Site,
+    connector: Site,
+    authority: Authority,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl World {
+    fn new() -> Self {
+        let guard = alone();
+        let kind = kind();
+        let (edge, connector) = (Site::new("fab-edge", kind), Site::new("fab-conn", kind));
+        run("ip link add eth0 netns fab-edge type veth peer name eth0 netns fab-conn");
+        for (site, address, v6, pod, pod6) in [
+            (
+                &edge,
+                "172.16.2.2/24",
+                "fd01::2/64",
+                "10.233.66.1/24",
+                "fd00:66::1/64",
+            ),
+            (
+                &connector,
+                "172.16.2.28/24",
+                "fd01::28/64",
+                "10.233.64.1/24",
+                "fd00:64::1/64",
+            ),
+        ] {
+            site.run(&format!(
+                "ip addr add {address} dev eth0; ip addr add {v6} dev eth0 nodad; ip link set eth0 up; \
+                 ip link add pods type veth peer name pods0; ip link set pods up; ip link set pods0 up; \
+                 ip addr add {pod} dev pods; ip addr add {pod6} dev pods nodad"
+            ));
+            if kind == TunnelKind::Xfrm {
+                site.run("ip link add fabedge0 type xfrm dev eth0 if_id 0xfabe; ip link set fabedge0 up");
+            }
+        }
+        let authority = Authority::new("fabedge-ca");
+        authority.certify(&edge, "fabedge.edge2");
+        authority.certify(&connector, "fabedge.connector");
+        Self {
+            edge,
+            connector,
+            authority,
+            _alone: guard,
+        }
+    }
+
+    /// Routes from `site` to prefixes, through the tunnel device.
+    fn routes(&self) {
+        let device = kind().device();
+        for site in [&self.edge, &self.connector] {
+            site.wait("tunnel device", 5, |site| {
+                site.succeeds(&format!("ip link show {device}"))
+            });
+        }
+        self.edge.run(&format!(
+            "ip route replace 10.233.64.0/23 dev {device} src 10.233.66.1; \
+             ip route replace fd00:64::/64 dev {device} src fd00:66::1"
+        ));
+        self.connector.run(&format!(
+            "ip route replace 10.233.66.0/24 dev {device} src 10.233.64.1; \
+             ip route replace fd00:66::/64 dev {device} src fd00:64::1"
+        ));
+    }
+}
+
+fn edge_document(connector_subnets: &str) -> String {
+    format!(
+        r#"version: 1
+generation: 1
+id: C=CN, O=fabedge.io, CN=fabedge.edge2
+name: fabedge.edge2
+publicAddresses: [172.16.2.2]
+subnets: [10.233.66.0/24, "fd00:66::/64"]
+nodeSubnets: [172.16.2.2]
+type: EdgeNode
+peers:
+- id: C=CN, O=fabedge.io, CN=fabedge.connector
+  name: fabedge.connector
+  publicAddresses: [172.16.2.28]
+  subnets: [{connector_subnets}]
+  nodeSubnets: [172.16.2.28]
+  type: Connector
+  initiate: true
+...
+"#
+    )
+}
+
+fn connector_document(own_subnets: &str) -> String {
+    format!(
+        r#"version: 1
+generation: 1
+id: C=CN, O=fabedge.io, CN=fabedge.connector
+name: fabedge.connector
+publicAddresses: [172.16.2.28]
+subnets: [{own_subnets}]
+nodeSubnets: [172.16.2.28]
+type: Connector
+peers:
+- id: C=CN, O=fabedge.io, CN=fabedge.edge2
+  name: fabedge.edge2
+  publicAddresses: [172.16.2.2]
+  subnets: [10.233.66.0/24, "fd00:66::/64"]
+  nodeSubnets: [172.16.2.2]
+  type: EdgeNode
+...
+"#
+    )
+}
+
+const CLOUD: &str = r#"10.233.64.0/24, "fd00:64::/64""#;
+
+#[test]
+fn a_tunnel_comes_up_and_carries_both_families() {
+    let mut world = World::new();
+    for site in [&mut world.edge, &mut world.connector] {
+        site.start_charon();
+        site.start_agent();
+    }
+    world.edge.document(&edge_document(CLOUD));
+    world.connector.document(&connector_document(CLOUD));
+    let took = world.edge.wait_ready("fabedge.connector");
+    world.connector.wait_ready("fabedge.edge2");
+    println!("tunnel up after {took:?}");
+    world.routes();
+    world.edge.run("ping -c 3 -i 0.2 -W 2 10.233.64.1");
+    world.edge.run("ping -c 3 -i 0.2 -W 2 fd00:64::1");
+    world.connector.run("ping -c 3 -i 0.2 -W 2 10.233.66.1");
+    let report = world.edge.peer("fabedge.connector");
+    assert_eq!(
+        report.children.len(),
+        1,
+        "one CHILD_SA carries everything: {report:#?}"
+    );
+    world.edge.wait("bytes in the report", 5, |site| {
+        site.peer("fabedge.connector")
+            .children
+            .iter()
+            .all(|child| child.bytes_in > 0 && child.bytes_out > 0)
+    });
+    world.edge.wait_idle();
+    world.connector.wait_idle();
+    let main = world
+        .edge
+        .run("ip route show table main; ip -6 route show table main");
+    assert!(
+        !main.contains("172.16.2.28"),
+        "charon routes the underlay into the tunnel:\n{main}"
+    );
+}
+
+/// `world` with everything running and the tunnel up.
+fn up() -> World {
+    let mut world = World::new();
+    for site in [&mut world.edge, &mut world.connector] {
+        site.start_charon();
+        site.start_agent();
+    }
+    world.edge.document(&edge_document(CLOUD));
+    world.connector.document(&connector_document(CLOUD));
+    world.edge.wait_ready("fabedge.connector");
+    world.connector.wait_ready("fabedge.edge2");
+    world.routes();
+    world
+}
+
+const PING: &str = "ping -c 1 -W 1 10.233.64.1";
+
+#[test]
+fn either_end_may_come_late() {
+    let mut world = World::new();
+    world.edge.start_agent();
+    world.edge.document(&edge_document(CLOUD));
+    world.edge.wait("message about the absent charon", 5, |site| {
+        site.error()
+            .is_some_and(|error| error.contains("charon.vici") && error.contains("strongswan"))
+    });
+    world.edge.start_charon();
+    world.edge.wait("IKE_SA on its way to nobody", 10, |site| {
+        site.peer("fabedge.connector").ike_state.is_some()
+    });
+    // charon answers, but knows nobody yet.
+    world.connector.start_charon();
+    world.connector.start_agent();
+    world.edge.wait("refusal in the report", 20, |site| {
+        site.peer("fabedge.connector")
+            .error
+            .is_some_and(|error| error.contains("NO_PROPOSAL_CHOSEN"))
+    });
+    world.connector.document(&connector_document(CLOUD));
+    let took = world.edge.wait_ready("fabedge.connector");
+    println!("tunnel up {took:?} after the peer's document");
+    assert_eq!(world.edge.peer("fabedge.connector").error, None);
+}
+
+#[test]
+fn a_killed_charon_gets_everything_again() {
+    let mut world = up();
+    world.connector.kill_charon();
+    world
+        .connector
+        .wait("message about charon", 5, |site| site.error().is_some());
+    world.connector.start_charon();
+    world.routes();
+    let took = world.edge.wait("packets again", 60, |site| site.succeeds(PING));
+    println!("packets again {took:?} after the answering charon was killed and restarted");
+    world.edge.kill_charon();
+    world.edge.start_charon();
+    world.routes();
+    let took = world.edge.wait("packets again", 60, |site| site.succeeds(PING));
+    println!("packets again {took:?} after the initiating charon was killed and restarted");
+    world.edge.wait_idle();
+    world.connector.wait_idle();
+    assert_eq!(world.connector.peer("fabedge.edge2").children.len(), 1);
+}
+
+#[test]
+fn selectors_change_without_a_gap() {
+    let world = up();
+    let before = world.edge.peer("fabedge.connector");
+    let wider = r#"10.233.64.0/23, "fd00:64::/64""#;
+    let pings = world.edge.start("ping -q -i 0.02 -W 1 -c 150 10.233.64.1");
+    // The edge's document comes first: the peer agrees to less than is asked for until it has its own.
+    world.edge.document(&edge_document(wider));
+    world
+        .edge
+        .wait("knowledge that the tunnel carries too little", 5, |site| {
+            !site.peer("fabedge.connector").ready
+        });
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!world.edge.peer("fabedge.connector").ready);
+    world.connector.document(&connector_document(wider));
+    world.edge.wait_ready("fabedge.connector");
+    world.connector.wait_ready("fabedge.edge2");
+    world.edge.wait_idle();
+    world.connector.wait_idle();
+    let after = world.edge.peer("fabedge.connector");
+    assert_eq!(after.children.len(), 1, "{after:#?}");
+    assert_ne!(after.children[0].name, before.children[0].name);
+    assert!(
+        after.established_seconds >= before.established_seconds,
+        "over the same IKE_SA"
+    );
+    let summary = String::from_utf8(pings.wait_with_output().unwrap().stdout).unwrap();
+    assert!(summary.contains(" 0% packet loss"), "{summary}");
+}
+
+#[test]
+fn a_peer_that_goes_takes_its_sas_along() {
+    let mut world = up();
+    world.connector.clear_document();
+    world.edge.wait("loss of the tunnel", 5, |site| {
+        site.peer("fabedge.connector").children.is_empty()
+    });
+    assert!(!world.edge.succeeds(PING));
+    world.connector.document(&connector_document(CLOUD));
+    world.edge.wait_ready("fabedge.connector");
+    world.edge.clear_document();
+    world.edge.wait_idle();
+    world.connector.wait("loss of the tunnel", 5, |site| {
+        site.peer("fabedge.edge2").children.is_empty()
+    });
+    world.edge.stop_agent();
+}
+
+#[test]
+fn unfit_certificates_are_refused_and_good_ones_stay() {
+    let world = up();
+    let refusal = |site: &Site, words: &str| {
+        site.wait(&format!("refusal with {words:?}"), 5, |site| {
+            site.failures()
+                .iter()
+                .any(|(object, text)| object.starts_with("certificate") && text.contains(words))
+        });
+    };
+    world
+        .authority
+        .certify_for(&world.edge, "fabedge.edge2", [2020, 2021]);
+    refusal(&world.edge, "valid from");
+    world
+        .authority
+        .certify_for(&world.edge, "fabedge.edge2", [2089, 2090]);
+    refusal(&world.edge, "set the clock");
+    world.authority.certify(&world.edge, "fabedge.edge9");
+    refusal(&world.edge, "CN=fabedge.edge9");
+    let ca = std::fs::read(world.edge.path("ca.crt")).unwrap();
+    Authority::new("fabedge-ca").certify(&world.edge, "fabedge.edge2");
+    std::fs::write(world.edge.path("ca.crt"), ca).unwrap();
+    refusal(&world.edge, "not signed by");
+    let key = std::fs::read(world.edge.path("tls.key")).unwrap();
+    world.authority.certify(&world.edge, "fabedge.edge2");
+    std::fs::write(world.edge.path("tls.key"), key).unwrap();
+    refusal(&world.edge, "does not belong to the certificate");
+    let before = world.edge.peer("fabedge.connector");
+    assert!(before.ready && world.edge.succeeds(PING));
+
+    // A renewed one is taken without a restart, and proves itself with the next IKE_SA.
+    world.authority.certify(&world.edge, "fabedge.edge2");
+    world.edge.wait_idle();
+    assert_eq!(world.edge.failures().len(), 0);
+    let after = world.edge.peer("fabedge.connector");
+    assert_eq!(
+        after.children[0].spi_in, before.children[0].spi_in,
+        "no SA is dropped for it"
+    );
+    world.connector.clear_document();
+    world.edge.wait("loss of the tunnel", 5, |site| {
+        !site.peer("fabedge.connector").ready
+    });
+    world.connector.document(&connector_document(CLOUD));
+    world.edge.wait_ready("fabedge.connector");
+}
