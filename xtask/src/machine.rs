@@ -9,6 +9,7 @@ mod state;
 mod vm;
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use crate::interrupt::Interrupt;
 use crate::places::Places;
 use crate::progress::tail;
 use crate::setup::kernels::Version;
@@ -81,6 +83,7 @@ pub struct Machine {
     folder: PathBuf,
     state: State,
     children: Vec<Child>,
+    interrupt: Interrupt,
     /// Held while the machine is ours, so that no other process takes its folder for a leftover.
     _lock: Option<File>,
 }
@@ -89,7 +92,12 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 
 impl Machine {
     /// Boots a machine that shows the files of `host` (name at `/host` -> file or folder here).
-    pub fn boot(places: &Places, options: &Options, host: &[(String, PathBuf)]) -> Result<Machine> {
+    pub fn boot(
+        places: &Places,
+        options: &Options,
+        host: &[(String, PathBuf)],
+        interrupt: &Interrupt,
+    ) -> Result<Machine> {
         if !rustix::process::geteuid().is_root() {
             bail!(
                 "a machine needs root for its namespaces and its shared folders: `sudo -E cargo xtask ...`"
@@ -121,23 +129,28 @@ impl Machine {
             processes: processes?,
         };
         state.write(&folder)?;
+        // Until it is up, even a machine to be kept ends with us.
+        let state = State { keep: false, ..state };
         let mut machine = Machine {
             folder,
             state,
             children,
+            interrupt: interrupt.clone(),
             _lock: Some(lock),
         };
         machine.wait_until_ready()?;
+        machine.state.keep = options.keep;
         Ok(machine)
     }
 
     /// The machine that an earlier command kept for this repository.
-    pub fn kept(places: &Places) -> Result<Option<Machine>> {
+    pub fn kept(places: &Places, interrupt: &Interrupt) -> Result<Option<Machine>> {
         let found = state::kept(&places.machines(), &places.repo)?;
         Ok(found.map(|(folder, state)| Machine {
             folder,
             state,
             children: Vec::new(),
+            interrupt: interrupt.clone(),
             _lock: None,
         }))
     }
@@ -153,16 +166,28 @@ impl Machine {
     }
 
     /// Runs a program with its output on ours and returns its exit code.
-    pub fn run(&mut self, command: &[String], env: &[(String, String)]) -> Result<i32> {
-        let job = mailbox::Job::post(&self.folder.join("box"), command, env)?;
-        job.follow(|| self.check_alive())
+    pub fn run(&self, command: &[String], env: &[(String, String)]) -> Result<i32> {
+        self.run_into(command, env, &mut std::io::stdout())
     }
 
-    /// Keeps the machine after this process ends.
-    pub fn leave(mut self) {
-        // What is dropped below must not end it; its state file lets another process find it again.
-        self.state.keep = true;
-        self.children.clear();
+    /// Like `run`, with the standard output of the program into `out`.
+    pub fn run_into(&self, command: &[String], env: &[(String, String)], out: &mut dyn Write) -> Result<i32> {
+        let job = mailbox::Job::post(&self.folder.join("box"), command, env)?;
+        job.follow(out, &mut std::io::stderr(), &self.interrupt, || {
+            self.check_alive()
+        })
+    }
+
+    /// Puts a file where the machine sees it; returns the path inside.
+    pub fn bring(&self, file: &Path) -> Result<String> {
+        let name = file
+            .file_name()
+            .with_context(|| format!("{} is not a file", file.display()))?;
+        let folder = self.folder.join("box/brought");
+        std::fs::create_dir_all(&folder)?;
+        let copied = folder.join(name);
+        std::fs::copy(file, &copied).with_context(|| format!("copying {}", file.display()))?;
+        Ok(format!("/box/brought/{}", name.to_string_lossy()))
     }
 
     /// Ends the machine and removes its folder.
@@ -187,6 +212,7 @@ impl Machine {
         let ready = self.folder.join("box/ready");
         while !ready.exists() {
             self.check_alive()?;
+            self.interrupt.check()?;
             if started.elapsed() > BOOT_PATIENCE {
                 bail!(
                     "the machine did not start within {BOOT_PATIENCE:?}:\n{}",
@@ -222,6 +248,19 @@ impl Drop for Machine {
         if !self.state.keep {
             self.end();
         }
+    }
+}
+
+/// Ends every kept machine, whoever booted it; refuses while another process runs one of its own.
+pub fn end_all(places: &Places) -> Result<()> {
+    state::end_kept(&places.machines());
+    state::sweep(&places.machines());
+    match state::folders(&places.machines()).first() {
+        None => Ok(()),
+        Some(folder) => bail!(
+            "another xtask runs the machine {}: wait for it, or end it",
+            folder.display()
+        ),
     }
 }
 

@@ -1,10 +1,18 @@
 //! Everything one does in this repository, as one command each.
 
 mod build;
+mod clean;
+mod docs;
+mod interrupt;
+mod lab;
+mod lint;
 mod machine;
 mod places;
 mod progress;
+mod rules;
 mod setup;
+mod tally;
+mod test;
 mod toolchain;
 
 use std::path::PathBuf;
@@ -13,6 +21,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use interrupt::Interrupt;
 use machine::{Kernel, Machine, Options};
 use places::Places;
 
@@ -34,6 +43,17 @@ enum Task {
     Build,
     /// Run a command in a fresh machine: QEMU with a Debian kernel, or namespaces on this kernel
     Vm(VmArgs),
+    /// Bring up a small world of sites and pods, show the main job, break things, show the outcome
+    Demo(lab::Demo),
+    /// The same world to poke at
+    #[command(subcommand)]
+    Lab(lab::Lab),
+    /// Run the suites: unit tests, programs and netlink on this kernel, the lab on three, the documents
+    Test(test::Arguments),
+    /// Check formatting, clippy and the rules of the repository
+    Lint,
+    /// Remove the cache folder and end machines that were kept
+    Clean,
     /// PID 1 of a machine
     #[command(hide = true, subcommand)]
     Guest(Guest),
@@ -53,7 +73,7 @@ struct VmArgs {
     /// Let guest time count instructions: one processor, figures repeatable within a percent
     #[arg(long)]
     icount: bool,
-    /// The command; the project's programs are in /host, files it leaves in /out are printed as a path
+    /// The command; the project's programs are in /host, and what it leaves in /out is kept
     #[arg(last = true, required = true)]
     command: Vec<String>,
 }
@@ -85,6 +105,21 @@ fn run(cli: Cli) -> Result<ExitCode> {
             build::all(&places)?;
         }
         Task::Vm(arguments) => return vm(&places()?, &arguments),
+        Task::Demo(arguments) => {
+            return Ok(exit_code(lab::demo(
+                &places()?,
+                &arguments,
+                &Interrupt::watch()?,
+            )?));
+        }
+        Task::Lab(task) => return Ok(exit_code(lab::lab(&places()?, &task, &Interrupt::watch()?)?)),
+        Task::Test(arguments) => {
+            if !test::test(&places()?, &arguments, &Interrupt::watch()?)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Lint => lint::lint(&places()?)?,
+        Task::Clean => clean::clean(&places()?)?,
         Task::Guest(Guest::Vm) => machine::guest::vm()?,
         Task::Guest(Guest::Container { folder, root }) => machine::guest::container(&folder, &root)?,
     }
@@ -97,9 +132,14 @@ fn vm(places: &Places, arguments: &VmArgs) -> Result<ExitCode> {
     options.cpus = arguments.cpus.unwrap_or(options.cpus);
     options.memory = arguments.memory;
     options.icount = arguments.icount;
-    let mut machine = Machine::boot(places, &options, &build::host_files(places))?;
-    let code = machine.run(&arguments.command, &[])?;
-    machine.shutdown();
+    let machine = Machine::boot(places, &options, &build::host_files(places), &Interrupt::watch()?)?;
+    let code = machine.run(&arguments.command, &lab::environment(arguments.kernel))?;
+    if machine.out().read_dir()?.next().is_some() {
+        eprintln!(
+            "results: {}",
+            lab::save(places, &machine, &format!("vm-{}", arguments.kernel.name()))?.display()
+        );
+    }
     Ok(exit_code(code))
 }
 

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::interrupt::Interrupt;
+
 /// What the other side shall run.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Order {
@@ -55,16 +57,22 @@ impl Job {
         Ok(Job { folder, ended: false })
     }
 
-    /// Shows the output as it comes and returns the exit code.
-    pub fn follow(mut self, alive: impl Fn() -> Result<()>) -> Result<i32> {
+    /// Passes the output on as it comes and returns the exit code; gives up when `alive` fails.
+    pub fn follow(
+        mut self,
+        out: &mut dyn Write,
+        err: &mut dyn Write,
+        interrupt: &Interrupt,
+        alive: impl Fn() -> Result<()>,
+    ) -> Result<i32> {
         let mut stdout = File::open(self.folder.join("stdout"))?;
         let mut stderr = File::open(self.folder.join("stderr"))?;
         let exit = self.folder.join("exit");
         let mut checked = Instant::now();
         loop {
             let ended = exit.exists();
-            let moved =
-                pass_on(&mut stdout, &mut std::io::stdout())? + pass_on(&mut stderr, &mut std::io::stderr())?;
+            let moved = pass_on(&mut stdout, out)? + pass_on(&mut stderr, err)?;
+            interrupt.check()?;
             if ended {
                 self.ended = true;
                 let code = std::fs::read_to_string(&exit)?;
@@ -100,7 +108,7 @@ impl Drop for Job {
 }
 
 /// Copies what is new in `from`; returns how much it was.
-fn pass_on(from: &mut File, to: &mut impl Write) -> Result<u64> {
+fn pass_on(from: &mut File, to: &mut dyn Write) -> Result<u64> {
     let mut bytes = Vec::new();
     from.read_to_end(&mut bytes)?;
     to.write_all(&bytes)?;

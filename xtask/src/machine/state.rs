@@ -118,6 +118,19 @@ pub fn sweep(machines: &Path) {
     }
 }
 
+/// Ends the machines that outlive their makers.
+pub fn end_kept(machines: &Path) {
+    for state in folders(machines)
+        .iter()
+        .filter_map(|folder| State::read(folder))
+        .filter(|state| state.keep)
+    {
+        for process in &state.processes {
+            process.kill();
+        }
+    }
+}
+
 /// The kept machine of a repository, if one runs.
 pub fn kept(machines: &Path, repo: &Path) -> Result<Option<(PathBuf, State)>> {
     Ok(folders(machines).into_iter().find_map(|folder| {
@@ -126,7 +139,8 @@ pub fn kept(machines: &Path, repo: &Path) -> Result<Option<(PathBuf, State)>> {
     }))
 }
 
-fn folders(machines: &Path) -> Vec<PathBuf> {
+/// The folders of all machines.
+pub fn folders(machines: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(machines).into_iter().flatten();
     let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     folders.sort();

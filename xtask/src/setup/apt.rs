@@ -23,6 +23,7 @@ pub const HOST_PACKAGES: &[&str] = &[
     "rustc-web",
     "cargo-web",
     "libstd-rust-web-dev-bpf",
+    "rust-web-clippy",
     // Machines.
     "qemu-system-x86",
     "qemu-system-common",

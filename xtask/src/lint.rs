@@ -1,0 +1,56 @@
+//! `cargo xtask lint`: formatting, clippy, and the rules that only this repository has.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::places::Places;
+use crate::progress::{attached, step};
+use crate::toolchain::{Bpf, cargo};
+use crate::{build, rules, setup};
+
+/// Checks everything; the error of the first thing that is wrong.
+pub fn lint(places: &Places) -> Result<()> {
+    step("rules of the repository", || {
+        let problems: Vec<String> = rules::check(&places.repo)?
+            .into_iter()
+            .flat_map(|(_, problems)| problems)
+            .collect();
+        if !problems.is_empty() {
+            bail!("{} breaches:\n  {}", problems.len(), problems.join("\n  "));
+        }
+        Ok(())
+    })?;
+    let ebpf = places.repo.join("fabedge-ebpf");
+    step("formatting", || {
+        attached(
+            Command::new(cargo())
+                .args(["fmt", "--all", "--check"])
+                .current_dir(&places.repo),
+        )?;
+        attached(Command::new(cargo()).args(["fmt", "--check"]).current_dir(&ebpf))
+    })?;
+    setup::ensure(places)?;
+    // The agent embeds it.
+    build::ebpf(places)?;
+    step("clippy", || {
+        let mut clippy = Command::new(cargo());
+        // In the release profile: what it checks of the dependencies serves nothing else, but their build scripts do.
+        clippy.args([
+            "clippy",
+            "--quiet",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--all-features",
+        ]);
+        attached(clippy.args(["--", "-Dwarnings"]).current_dir(&places.repo))
+    })?;
+    step("clippy on the eBPF programs", || {
+        let mut clippy = Bpf::find(places)?.cargo("clippy");
+        clippy
+            .args(["--quiet", "--release", "--target-dir"])
+            .arg(places.target.join("ebpf"));
+        attached(clippy.args(["--", "-Dwarnings"]).current_dir(&ebpf))
+    })
+}

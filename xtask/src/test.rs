@@ -1,0 +1,364 @@
+//! `cargo xtask test`: the suites, each where it belongs, with their minutes and one true sum at the end.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use crate::interrupt::Interrupt;
+use crate::lab::{Tunnel, environment, save, words};
+use crate::machine::{Kernel, Machine, Options};
+use crate::places::Places;
+use crate::progress::output;
+use crate::tally::{Counts, Tally};
+use crate::toolchain::cargo;
+use crate::{build, docs, rules, setup};
+
+/// The suites.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Suite {
+    /// What needs neither root nor a machine: `cargo test` of both workspaces
+    Unit,
+    /// Tests that need a machine, on this kernel: programs by BPF_PROG_TEST_RUN, netlink, charon
+    Bpf,
+    /// The same and the connectivity suites on 6.12 and 6.1 with kernel ESP, and on this kernel with userspace ESP
+    Lab,
+    /// The rules of the repository and the commands and links in its documents
+    Docs,
+}
+
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Suite::Unit => "unit",
+            Suite::Bpf => "bpf",
+            Suite::Lab => "lab",
+            Suite::Docs => "docs",
+        }
+    }
+}
+
+/// The arguments of `test`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Only this suite; may be given several times
+    #[arg(long, value_enum)]
+    only: Vec<Suite>,
+    /// Of the suite `lab`, only this kernel; may be given several times
+    #[arg(long, value_enum)]
+    kernel: Vec<Kernel>,
+    /// Passed on to `fabedge-lab suite`
+    #[arg(last = true)]
+    more: Vec<String>,
+}
+
+/// Runs the suites that were asked for; returns whether nothing failed.
+pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<bool> {
+    let started = Instant::now();
+    let mut sum = Counts::default();
+    let mut lines = Vec::new();
+    let chosen = |suite: &Suite| arguments.only.is_empty() || arguments.only.contains(suite);
+    // The quickest to fail comes first.
+    let suites: Vec<Suite> = [Suite::Docs, Suite::Unit, Suite::Bpf, Suite::Lab]
+        .into_iter()
+        .filter(chosen)
+        .collect();
+
+    if suites.iter().any(|suite| *suite != Suite::Docs) {
+        let began = Instant::now();
+        setup::ensure(places)?;
+        build::all(places)?;
+        lines.push(format!("  {:<6} {}", "build", minutes(began)));
+    }
+    for suite in suites {
+        eprintln!("\n== {}", suite.name());
+        let began = Instant::now();
+        let run = match suite {
+            Suite::Unit => unit(places),
+            Suite::Bpf => machine_tests(places)
+                .and_then(|tests| in_machine(places, Kernel::Host, None, &tests, arguments, interrupt)),
+            Suite::Lab => lab(places, arguments, interrupt),
+            Suite::Docs => checks(places),
+        };
+        interrupt.check()?;
+        let counts = run.unwrap_or_else(|problem| {
+            eprintln!("error: {problem:#}");
+            Counts { passed: 0, failed: 1 }
+        });
+        lines.push(format!(
+            "  {:<6} {}  {} passed, {} failed",
+            suite.name(),
+            minutes(began),
+            counts.passed,
+            counts.failed
+        ));
+        sum += counts;
+    }
+    eprintln!(
+        "\n{}\n{} passed, {} failed in {}",
+        lines.join("\n"),
+        sum.passed,
+        sum.failed,
+        minutes(started).trim()
+    );
+    Ok(sum.failed == 0 && sum.passed > 0)
+}
+
+fn minutes(since: Instant) -> String {
+    format!("{:>5.1} min", since.elapsed().as_secs_f64() / 60.0)
+}
+
+fn unit(places: &Places) -> Result<Counts> {
+    let mut counts = counted(
+        Command::new(cargo())
+            .args(["test", "--release", "--workspace", "--no-fail-fast"])
+            .current_dir(&places.repo),
+    )?;
+    // The decisions of the fast path are plain code, tested on the host with the host's compiler.
+    counts += counted(
+        Command::new(cargo())
+            .args(["test", "--release", "--lib", "--target-dir"])
+            .arg(places.target.join("ebpf"))
+            .current_dir(places.repo.join("fabedge-ebpf")),
+    )?;
+    Ok(counts)
+}
+
+/// Runs a test command with its output on ours; a failure that no closing line tells counts as one.
+fn counted(command: &mut Command) -> Result<Counts> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {}", command.get_program().display()))?;
+    let mut tally = Tally::new(std::io::stdout());
+    let mut from = child.stdout.take().context("a child without output")?;
+    let mut bytes = [0; 16 * 1024];
+    loop {
+        let count = from.read(&mut bytes)?;
+        if count == 0 {
+            break;
+        }
+        tally.write_all(&bytes[..count])?;
+    }
+    Ok(closed(tally.counts(), child.wait()?.success()))
+}
+
+/// A program that failed without a failed test (it crashed, did not compile, ...) counts as a failure.
+fn closed(mut counts: Counts, success: bool) -> Counts {
+    if !success && counts.failed == 0 {
+        counts.failed = 1;
+    }
+    counts
+}
+
+fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<Counts> {
+    let tests = machine_tests(places)?;
+    let worlds = [
+        (Kernel::V6_12, Tunnel::Xfrm),
+        (Kernel::V6_1, Tunnel::Xfrm),
+        (Kernel::Host, Tunnel::Libipsec),
+    ];
+    let mut sum = Counts::default();
+    for (kernel, tunnel) in worlds {
+        if !arguments.kernel.is_empty() && !arguments.kernel.contains(&kernel) {
+            continue;
+        }
+        interrupt.check()?;
+        // On this kernel the suite `bpf` runs them.
+        let tests = if kernel == Kernel::Host {
+            &[]
+        } else {
+            tests.as_slice()
+        };
+        let began = Instant::now();
+        sum += in_machine(places, kernel, Some(tunnel), tests, arguments, interrupt)?;
+        eprintln!(
+            "== kernel {}, {}: {}",
+            kernel.name(),
+            tunnel.name(),
+            minutes(began).trim()
+        );
+    }
+    Ok(sum)
+}
+
+/// Boots a machine, runs test programs in it, then the suites of the lab if there is a tunnel to run them with.
+fn in_machine(
+    places: &Places,
+    kernel: Kernel,
+    tunnel: Option<Tunnel>,
+    tests: &[PathBuf],
+    arguments: &Arguments,
+    interrupt: &Interrupt,
+) -> Result<Counts> {
+    let mut files = build::host_files(places);
+    let mut commands = Vec::new();
+    for test in tests {
+        let name = test
+            .file_name()
+            .context("a test program without a name")?
+            .to_string_lossy()
+            .into_owned();
+        commands.push(words(&[&format!("/host/tests/{name}"), "--test-threads=1"]));
+        files.push((format!("tests/{name}"), test.clone()));
+    }
+    if let Some(tunnel) = tunnel {
+        let mut suite = words(&["/host/fabedge-lab", "suite", "--tunnel", tunnel.name()]);
+        suite.extend(arguments.more.iter().cloned());
+        commands.push(suite);
+    }
+    let machine = Machine::boot(places, &Options::on(kernel), &files, interrupt)?;
+    let mut sum = Counts::default();
+    for command in commands {
+        eprintln!("\n== kernel {}: {}", kernel.name(), command.join(" "));
+        let mut tally = Tally::new(std::io::stdout());
+        let code = machine.run_into(&command, &environment(kernel), &mut tally)?;
+        sum += closed(tally.counts(), code == 0);
+    }
+    let what = tunnel.map_or("bpf", Tunnel::name);
+    let results = save(places, &machine, &format!("test-{}-{what}", kernel.name()))?;
+    if sum.failed > 0 {
+        eprintln!("logs and captures: {}", results.display());
+    }
+    Ok(sum)
+}
+
+fn checks(places: &Places) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for (name, problems) in rules::check(&places.repo)?
+        .into_iter()
+        .chain(docs::check(&places.repo)?)
+    {
+        if problems.is_empty() {
+            counts.passed += 1;
+            println!("  {name} ... ok");
+        } else {
+            counts.failed += 1;
+            println!("  {name} ... FAILED");
+            for problem in problems {
+                println!("    {problem}");
+            }
+        }
+    }
+    Ok(counts)
+}
+
+/// The feature that a test target requires when it needs root, namespaces and Debian's programs.
+const MACHINE_TESTS: &str = "machine-tests";
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    #[serde(default, rename = "required-features")]
+    required_features: Vec<String>,
+}
+
+/// Builds the test programs that need a machine and returns their files.
+fn machine_tests(places: &Places) -> Result<Vec<PathBuf>> {
+    let metadata = output(
+        Command::new(cargo())
+            .args(["metadata", "--format-version=1", "--no-deps"])
+            .current_dir(&places.repo),
+    )?;
+    let metadata: Metadata = serde_json::from_str(&metadata).context("reading `cargo metadata`")?;
+    let mut programs = Vec::new();
+    for package in &metadata.packages {
+        let mut build = Command::new(cargo());
+        build.args([
+            "test",
+            "--release",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+            "--package",
+        ]);
+        build
+            .args([&package.name, "--features", MACHINE_TESTS])
+            .current_dir(&places.repo);
+        let mut names = Vec::new();
+        for target in &package.targets {
+            if target
+                .required_features
+                .iter()
+                .any(|feature| feature == MACHINE_TESTS)
+            {
+                build.args(["--test", &target.name]);
+                names.push(&target.name);
+            }
+        }
+        if names.is_empty() {
+            continue;
+        }
+        let messages = output(&mut build)?;
+        let built: Vec<PathBuf> = messages.lines().filter_map(test_program).collect();
+        if built.len() != names.len() {
+            bail!(
+                "cargo built {} test programs of {} instead of {names:?}",
+                built.len(),
+                package.name
+            );
+        }
+        programs.extend(built);
+    }
+    Ok(programs)
+}
+
+/// The test program that one of cargo's messages reports.
+fn test_program(message: &str) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+        profile: Option<Profile>,
+    }
+    #[derive(Deserialize)]
+    struct Profile {
+        test: bool,
+    }
+    let message: Message = serde_json::from_str(message).ok()?;
+    message
+        .executable
+        .filter(|_| message.profile.is_some_and(|profile| profile.test))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_test_programs_are_taken_from_cargos_messages() {
+        let test = r#"{"reason":"compiler-artifact","executable":"/t/release/deps/charon-1","profile":{"test":true}}"#;
+        assert_eq!(
+            test_program(test),
+            Some(PathBuf::from("/t/release/deps/charon-1"))
+        );
+        let program =
+            r#"{"reason":"compiler-artifact","executable":"/t/release/agent","profile":{"test":false}}"#;
+        assert_eq!(test_program(program), None);
+        assert_eq!(
+            test_program(r#"{"reason":"build-finished","success":true}"#),
+            None
+        );
+    }
+
+    #[test]
+    fn a_crash_without_a_failed_test_is_a_failure() {
+        let all_passed = Counts { passed: 3, failed: 0 };
+        assert_eq!(closed(all_passed, true), all_passed);
+        assert_eq!(closed(all_passed, false).failed, 1);
+    }
+}
