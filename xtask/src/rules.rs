@@ -38,6 +38,7 @@ const IMPURE: &[&str] = &[
 
 /// The few files that may contain unsafe code, each small and named for what it wraps.
 const UNSAFE: &[&str] = &[
+    "fabedge-agent/tests/netns/space.rs",
     "fabedge-ebpf/src/maps.rs",
     "fabedge-ebpf/src/packet.rs",
     "fabedge-ebpf/src/programs.rs",
@@ -76,7 +77,7 @@ pub fn check(repo: &Path) -> Result<Vec<Checked>> {
             in_code(&files, is_pure, IMPURE),
         ),
         (
-            "unsafe code is in its few files only",
+            "code beyond the safe language stays in its few files",
             in_code(&files, may_not_be_unsafe, &[UNSAFE_WORD]),
         ),
         (
