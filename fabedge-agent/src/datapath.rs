@@ -1,1 +1,370 @@
-//! Subsystem datapath.
+//! The eBPF fast path: programs and maps. It only makes faster what the kernel's slow path does anyway, so whatever
+//! fails here is reported, and the node goes on.
+//!
+//! Maps and links are pinned, so they outlive the agent. A new agent loads its programs onto the maps it finds, and
+//! puts them in the place of the old ones, hook by hook, without a gap.
+
+mod bpffs;
+mod hooks;
+mod maps;
+mod plan;
+pub mod pods;
+mod programs;
+pub mod read;
+mod values;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use fabedge_common::abi::POD_LEARNING;
+use tracing::{info, warn};
+
+use crate::desired::datapath::{Datapath as Desired, Hook, LocalPods};
+use crate::marks;
+use crate::subsystem::{Error, Outcome, Phase, Subsystem};
+use bpffs::Pinboard;
+use maps::{Found, Maps};
+use plan::{Actual, Load, Plan};
+use programs::{Mode, Programs};
+
+/// How long a new pod's packets stay with the stack: longer than a round trip, so that a flow which the stack
+/// translated before our programs were there shows itself to them.
+const LEARNING: Duration = Duration::from_secs(2);
+
+/// The programs and maps, as built by `cargo xtask build`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FABEDGE_EBPF_OBJECT"));
+
+/// Where the fast path keeps its things.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Folder of pins, on a BPF file system.
+    pub dir: PathBuf,
+    /// CNI state directory, where runtimes remember their pods.
+    pub cni_state_dir: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            dir: marks::BPF_DIR.into(),
+            cni_state_dir: "/var/lib/cni".into(),
+        }
+    }
+}
+
+/// The subsystem.
+#[derive(Debug)]
+pub struct Datapath {
+    options: Options,
+    board: Pinboard,
+    /// Found out with the first look at the hooks.
+    mode: Option<Mode>,
+    netlink: Option<rtnetlink::Handle>,
+    programs: Option<Programs>,
+    enabled: bool,
+    /// Why the slow path carries everything.
+    unavailable: Option<String>,
+    /// Since when pods have been learning.
+    learning: BTreeMap<IpAddr, Instant>,
+    foreign: BTreeSet<String>,
+}
+
+impl Datapath {
+    /// Makes the subsystem; touches nothing.
+    pub fn new(options: Options) -> Self {
+        Self {
+            board: Pinboard::new(options.dir.clone()),
+            options,
+            mode: None,
+            netlink: None,
+            programs: None,
+            enabled: false,
+            unavailable: None,
+            learning: BTreeMap::new(),
+            foreign: BTreeSet::new(),
+        }
+    }
+
+    /// The pods of this node, for [`crate::desired::datapath::datapath`].
+    ///
+    /// # Errors
+    /// When the runtime's files or the qdiscs cannot be read.
+    pub async fn local_pods(&mut self) -> Result<LocalPods, Error> {
+        let pods = pods::read(&self.options.cni_state_dir)?;
+        let qdiscs = hooks::qdiscs(self.netlink()?).await?;
+        Ok(LocalPods { pods, qdiscs })
+    }
+
+    /// `on`, `off`, or why the slow path carries everything.
+    pub fn state(&self) -> String {
+        match &self.unavailable {
+            _ if !self.enabled => "off".to_owned(),
+            Some(why) => format!("slow path only: {why}"),
+            None => "on".to_owned(),
+        }
+    }
+
+    /// Programs of others on our hooks, in words.
+    pub fn foreign(&self) -> impl Iterator<Item = &str> {
+        self.foreign.iter().map(String::as_str)
+    }
+
+    /// When a pod will have learned enough, if one is learning.
+    pub fn next_attempt(&self) -> Option<Duration> {
+        let due = self.learning.values().min()?.checked_add(LEARNING)?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    fn netlink(&mut self) -> Result<&rtnetlink::Handle, hooks::Error> {
+        match &mut self.netlink {
+            Some(handle) => Ok(handle),
+            none => Ok(none.insert(hooks::connect()?)),
+        }
+    }
+
+    fn mode(&mut self) -> Mode {
+        *self.mode.get_or_insert_with(Mode::detect)
+    }
+
+    async fn observe(&mut self, desired: &Desired) -> Result<Actual, Error> {
+        let found = maps::find(&self.board)?;
+        let pins = found.pins();
+        let (routes, pods, peers) = match &found {
+            Found::Ours(maps) => (maps.routes()?, maps.pods()?, maps.peer_ids()?),
+            Found::Nothing | Found::Other(_) => Default::default(),
+        };
+        let mode = self.mode();
+        let board = self.board.clone();
+        let hooks = hooks::find(mode, &board, self.netlink()?, &desired.hooks).await?;
+        for foreign in hooks.foreign.difference(&self.foreign) {
+            warn!(
+                foreign,
+                "on a hook of the fast path: it does not see what goes past the stack, and what it takes we do not see"
+            );
+        }
+        self.foreign = hooks.foreign;
+        Ok(Actual {
+            pins,
+            loaded: self.programs.is_some(),
+            learned: self.learned(&pods),
+            routes,
+            pods,
+            peers,
+            hooks: hooks.ours,
+            dead: hooks.dead,
+        })
+    }
+
+    /// Keeps the account of who learns, and tells who has done so for long enough.
+    fn learned(&mut self, pods: &BTreeMap<IpAddr, fabedge_common::abi::Pod>) -> BTreeSet<IpAddr> {
+        let learns = |addr: &IpAddr| pods.get(addr).is_some_and(|pod| pod.flags & POD_LEARNING != 0);
+        self.learning.retain(|addr, _| learns(addr));
+        let now = Instant::now();
+        for addr in pods.keys().filter(|addr| learns(addr)) {
+            self.learning.entry(*addr).or_insert(now);
+        }
+        let done = self
+            .learning
+            .iter()
+            .filter(|(_, since)| now.duration_since(**since) >= LEARNING);
+        done.map(|(addr, _)| *addr).collect()
+    }
+
+    fn load(&mut self, load: &Load) -> Result<(), Error> {
+        let mode = self.mode();
+        self.board.prepare()?;
+        let target = match load {
+            Load::Migrate { .. } => self.board.prepare_next()?,
+            Load::Fresh | Load::Reuse => self.board.clone(),
+        };
+        let programs = Programs::load(OBJECT, &target, mode);
+        if programs.is_err() && *load != Load::Reuse {
+            // Maps without programs would be taken for an agent's before us.
+            target.remove_maps()?;
+        }
+        self.programs = Some(programs?);
+        if *load != Load::Reuse {
+            maps::open(&target)?.set_version()?;
+        }
+        info!(?load, ?mode, "eBPF programs loaded");
+        Ok(())
+    }
+
+    /// The maps that the loaded programs use: before the switch to new ones, those that wait.
+    fn open(&self, plan: &Plan) -> Result<Maps, Error> {
+        let board = match plan.load {
+            Some(Load::Migrate { .. }) => self.board.next(),
+            Some(Load::Fresh | Load::Reuse) | None => self.board.clone(),
+        };
+        Ok(maps::open(&board)?)
+    }
+
+    fn grow(&mut self, plan: &Plan) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        if let Some(load) = &plan.load {
+            let result = self.load(load);
+            self.unavailable = result.as_ref().err().map(|error: &Error| chain(error.as_ref()));
+            let failed = result.is_err();
+            outcomes.push(Outcome::new(
+                "load",
+                "the eBPF programs (without them: slow path only)",
+                result,
+            ));
+            if failed {
+                return outcomes;
+            }
+        }
+        let mut maps = match self.open(plan) {
+            Ok(maps) => maps,
+            Err(error) => {
+                outcomes.push(Outcome::new("open", "the maps", Err(error)));
+                return outcomes;
+            }
+        };
+        for (reqid, name) in &plan.peers.set {
+            outcomes.push(Outcome::new(
+                "add",
+                format!("peer {name} (reqid {reqid})"),
+                maps.add_peer(*reqid),
+            ));
+        }
+        for (net, route) in &plan.routes.set {
+            outcomes.push(Outcome::new(
+                "set",
+                format!("route {net}"),
+                maps.set_route(net, *route),
+            ));
+        }
+        let failed = self.attach(plan, &mut outcomes);
+        if let Some(Load::Migrate { .. }) = plan.load {
+            outcomes.push(Outcome::new(
+                "adopt",
+                "the maps of this version",
+                self.board.adopt_next(),
+            ));
+        }
+        for (addr, pod) in &plan.pods.set {
+            // A pod whose flows are not all seen must not be fast: what the stack translates would go past it.
+            if failed
+                .iter()
+                .any(|hook| hook.entry.on_tunnel() || hook.ifindex == pod.ifindex)
+            {
+                continue;
+            }
+            let result = maps.set_pod(addr, *pod);
+            if pod.flags & POD_LEARNING != 0 {
+                self.learning.insert(*addr, Instant::now());
+            } else {
+                self.learning.remove(addr);
+            }
+            outcomes.push(Outcome::new("set", format!("pod {addr}"), result));
+        }
+        outcomes
+    }
+
+    /// Attaches what the plan says. Returns the hooks without a program of ours.
+    fn attach(&mut self, plan: &Plan, outcomes: &mut Vec<Outcome>) -> Vec<Hook> {
+        let mut failed: Vec<Hook> = Vec::new();
+        let Some(programs) = &mut self.programs else {
+            return failed;
+        };
+        if plan.load.is_some() {
+            for hook in &plan.keep {
+                outcomes.push(Outcome::new("replace", hook, programs.replace(hook, &self.board)));
+            }
+        }
+        for hook in &plan.attach {
+            // One reason per device is enough.
+            if failed.iter().any(|other| other.ifindex == hook.ifindex) {
+                continue;
+            }
+            let result = programs.attach(hook, &self.board);
+            if result.is_err() {
+                failed.push(hook.clone());
+            }
+            outcomes.push(Outcome::new("attach", hook, result));
+        }
+        failed
+    }
+
+    fn shrink(&mut self, plan: &Plan) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        let removes =
+            !(plan.pods.remove.is_empty() && plan.routes.remove.is_empty() && plan.peers.remove.is_empty());
+        if removes {
+            match maps::open(&self.board) {
+                Ok(mut maps) => {
+                    for addr in &plan.pods.remove {
+                        outcomes.push(Outcome::new(
+                            "remove",
+                            format!("pod {addr}"),
+                            maps.remove_pod(addr),
+                        ));
+                    }
+                    for net in &plan.routes.remove {
+                        outcomes.push(Outcome::new(
+                            "remove",
+                            format!("route {net}"),
+                            maps.remove_route(net),
+                        ));
+                    }
+                    for reqid in &plan.peers.remove {
+                        let result = maps.remove_peer(*reqid);
+                        outcomes.push(Outcome::new("remove", format!("peer with reqid {reqid}"), result));
+                    }
+                }
+                Err(error) => outcomes.push(Outcome::new("open", "the maps", Err(error))),
+            }
+        }
+        let mode = self.mode();
+        for hook in &plan.detach {
+            outcomes.push(Outcome::new(
+                "detach",
+                hook,
+                programs::detach(hook, &self.board, mode),
+            ));
+        }
+        if plan.unpin {
+            self.programs = None;
+            outcomes.push(Outcome::new(
+                "remove",
+                "the pinned maps",
+                self.board.remove_maps(),
+            ));
+        }
+        outcomes
+    }
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+impl Subsystem for Datapath {
+    type Desired = Desired;
+    type Plan = Plan;
+
+    const NAME: &'static str = "datapath";
+
+    async fn plan(&mut self, desired: &Desired) -> Result<Plan, Error> {
+        self.enabled = desired.enabled;
+        // What the kernel refused once it refuses until another agent comes with other programs.
+        if desired.enabled && self.unavailable.is_some() && self.programs.is_none() {
+            return Ok(Plan::default());
+        }
+        let actual = self.observe(desired).await?;
+        Ok(plan::plan(desired, &actual))
+    }
+
+    async fn apply(&mut self, plan: &Plan, phase: Phase) -> Vec<Outcome> {
+        match phase {
+            Phase::Grow if plan.grows() => self.grow(plan),
+            Phase::Shrink if plan.shrinks() => self.shrink(plan),
+            Phase::Grow | Phase::Shrink => Vec::new(),
+        }
+    }
+}

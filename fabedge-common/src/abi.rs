@@ -191,7 +191,9 @@ pub const fn reqid(name: &str) -> u32 {
 /// An IPv4 address as a [`Flow`] holds it.
 #[inline(always)]
 pub const fn mapped(addr: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, addr[0], addr[1], addr[2], addr[3]]
+    [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, addr[0], addr[1], addr[2], addr[3],
+    ]
 }
 
 #[cfg(test)]

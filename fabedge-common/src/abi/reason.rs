@@ -38,7 +38,12 @@ pub enum Program {
 
 impl Program {
     /// All of them, by number.
-    pub const ALL: [Self; 4] = [Self::PodEgress, Self::TunnelIngress, Self::TunnelEgress, Self::PodIngress];
+    pub const ALL: [Self; 4] = [
+        Self::PodEgress,
+        Self::TunnelIngress,
+        Self::TunnelEgress,
+        Self::PodIngress,
+    ];
 
     /// The name in metrics and of the entry point.
     pub const fn name(self) -> &'static str {
