@@ -5,8 +5,12 @@
 mod netns {
     pub mod documents;
     pub mod space;
+    pub mod world;
 
     mod changes;
+    mod cloud;
+    mod connector;
+    mod edge;
     mod firewall;
     mod links;
     mod routes;

@@ -67,7 +67,7 @@ impl Space {
         let address = address.to_owned();
         let socket =
             self.run(move || UdpSocket::bind(&address).unwrap_or_else(|e| panic!("binding {address}: {e}")));
-        socket.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
         socket
     }
 }
@@ -102,7 +102,10 @@ fn enter() {
     // SAFETY: the flags do not include FILES, so no file descriptor becomes invalid in another thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
         .expect("this test needs root: it makes network namespaces");
-    sh("ip link set lo up");
+    // Without duplicate address detection: link-local addresses, which routers speak with, are usable at once.
+    sh("echo 0 > /proc/sys/net/ipv6/conf/default/dad_transmits
+        echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
+        ip link set lo up");
 }
 
 /// Runs commands in the namespace of the calling thread; the test fails with the first that fails.

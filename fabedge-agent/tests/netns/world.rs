@@ -1,0 +1,148 @@
+//! A node between an uplink and what stands for the other ends of its tunnels, and probes that tell who is seen
+//! where, under which address.
+
+use std::net::{IpAddr, UdpSocket};
+
+use fabedge_agent::desired::Options;
+use fabedge_agent::desired::firewall::Firewall as DesiredFirewall;
+use fabedge_agent::desired::routes::Routes as DesiredRoutes;
+use fabedge_agent::desired::sysctl::Sysctl as DesiredSysctl;
+use fabedge_agent::facts::{Facts, TunnelKind};
+use fabedge_agent::firewall::Firewall;
+use fabedge_agent::netlink::Netlink;
+use fabedge_agent::routes::Routes;
+use fabedge_agent::sysctl::Sysctl;
+use fabedge_common::config::NodeConfig;
+
+use super::space::{Space, assert_fine, pass, sh};
+
+/// Nothing but our own rules may be what stops a packet.
+pub const OPEN: &str = "
+    for filter in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $filter; done
+    echo 1 > /proc/sys/net/ipv4/ip_forward
+    echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+";
+
+/// Connects this namespace's `name` with `peer` in `space`.
+pub fn wire(name: &str, space: &Space, peer: &str) {
+    sh(&format!(
+        "ip link add {name} type veth peer name {peer} netns {}
+         ip link set {name} up",
+        space.id()
+    ));
+    space.sh(&format!("ip link set {peer} up"));
+}
+
+/// A tunnel device of this node whose far end has `addresses`, in a namespace that routes everything back.
+pub fn tunnel(addresses: &[&str]) -> Space {
+    let far = Space::new();
+    wire("ipsec0", &far, "t0");
+    let mac = sh(
+        "cat /sys/class/net/ipsec0/address 2>/dev/null || ip -o link show ipsec0 | sed 's/.*ether //; s/ .*//'",
+    );
+    let mac = mac.trim();
+    far.sh(&format!(
+        "{OPEN}
+         ip addr add 169.254.1.2/32 dev t0
+         ip route add default via 169.254.1.1 dev t0 onlink
+         ip neigh add 169.254.1.1 lladdr {mac} dev t0
+         ip -6 route add default via fe80::1 dev t0
+         ip -6 neigh add fe80::1 lladdr {mac} dev t0"
+    ));
+    own(&far, "t0", addresses);
+    far
+}
+
+/// Gives `space` addresses of its own.
+pub fn own(space: &Space, device: &str, addresses: &[&str]) {
+    for address in addresses {
+        let nodad = if address.contains(':') { "nodad" } else { "" };
+        space.sh(&format!("ip addr add {address} dev {device} {nodad}"));
+    }
+}
+
+/// What the agent does about the network.
+pub struct Agent {
+    pub routes: Routes,
+    pub firewall: Firewall,
+    pub sysctl: Sysctl,
+    facts: Facts,
+}
+
+impl Agent {
+    pub async fn new() -> Self {
+        let netlink = Netlink::open().unwrap();
+        let facts = netlink.facts(TunnelKind::Libipsec).await.unwrap();
+        Self {
+            routes: Routes::new(netlink),
+            firewall: Firewall::new(),
+            sysctl: Sysctl::new(),
+            facts,
+        }
+    }
+
+    /// One pass in one role.
+    pub async fn apply(&mut self, role: Role, config: &NodeConfig, options: &Options) {
+        let sysctl = (role.sysctl)(config, &self.facts);
+        assert_fine(&pass(&mut self.sysctl, &sysctl).await);
+        let routes = (role.routes)(config, &self.facts);
+        assert_fine(&pass(&mut self.routes, &routes).await);
+        let firewall = (role.firewall)(config, &self.facts, options);
+        assert_fine(&pass(&mut self.firewall, &firewall).await);
+    }
+
+    /// Packets dropped so far for a reason.
+    pub async fn dropped(&self, counter: &str) -> u64 {
+        self.firewall.dropped().await.unwrap()[counter].packets
+    }
+}
+
+/// The constructors of a role.
+#[derive(Clone, Copy)]
+pub struct Role {
+    pub sysctl: fn(&NodeConfig, &Facts) -> DesiredSysctl,
+    pub routes: fn(&NodeConfig, &Facts) -> DesiredRoutes,
+    pub firewall: fn(&NodeConfig, &Facts, &Options) -> DesiredFirewall,
+}
+
+/// Sends ten packets to `address`, and tells how many of them arrive at `at`.
+pub fn count(from: &UdpSocket, address: &str, at: &UdpSocket) -> usize {
+    drain(at);
+    for _ in 0..10 {
+        // A refusal is what some tests are about; it shows as packets that do not arrive.
+        drop(from.send_to(b"probe", address));
+    }
+    let mut buffer = [0; 16];
+    std::iter::from_fn(|| at.recv_from(&mut buffer).ok()).count()
+}
+
+/// Under which address `at` sees what `from` sends to `address`, after which it answers and `from` hears it; none
+/// if it does not arrive.
+pub fn seen(from: &UdpSocket, address: &str, at: &UdpSocket) -> Option<IpAddr> {
+    drain(at);
+    drain(from);
+    from.send_to(b"probe", address).ok()?;
+    let mut buffer = [0; 16];
+    let (_, source) = at.recv_from(&mut buffer).ok()?;
+    at.send_to(b"answer", source).unwrap();
+    let (_, answered) = from.recv_from(&mut buffer).expect("the answer gets back");
+    assert_eq!(
+        answered.to_string(),
+        address,
+        "the answer comes from where the question went"
+    );
+    Some(source.ip())
+}
+
+/// As [`seen`], and it must be.
+pub fn assert_seen(from: &UdpSocket, address: &str, at: &UdpSocket, source: &str) {
+    let seen =
+        seen(from, address, at).unwrap_or_else(|| panic!("nothing arrives from {from:?} at {address}"));
+    assert_eq!(seen.to_string(), source, "from {from:?} to {address}");
+}
+
+fn drain(socket: &UdpSocket) {
+    socket.set_nonblocking(true).unwrap();
+    while socket.recv(&mut [0; 16]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
+}
