@@ -87,6 +87,11 @@ impl Datapath {
         }
     }
 
+    /// CNI state directory, where runtimes remember their pods.
+    pub fn cni_state_dir(&self) -> &std::path::Path {
+        &self.options.cni_state_dir
+    }
+
     /// The pods of this node, for [`crate::desired::datapath::datapath`].
     ///
     /// # Errors

@@ -1,2 +1,163 @@
-//! `fabedge-agent`.
-fn main() {}
+//! `fabedge-agent edge|connector|cloud|status|routes|cleanup`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use fabedge_agent::args::{Cli, Command, Role, RunArgs};
+use fabedge_agent::engine::{self, Settings, Subsystems, triggers};
+use fabedge_agent::status::Status;
+use fabedge_agent::{
+    cni, datapath, desired, firewall, links, metrics, netlink, routes, source, sysctl, tunnels,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+// One thread: the kernel and charon do the work, and an edge has little memory.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_new(&cli.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match dispatch(&cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::Edge(args) => run(cli, Role::Edge, args).await,
+        Command::Connector(args) => run(cli, Role::Connector, args).await,
+        Command::Cloud(args) => run(cli, Role::Cloud, args).await,
+        Command::Status { json } => {
+            let status = Status::read(&cli.run_dir)?;
+            if *json {
+                println!("{}", serde_json::to_string_pretty(&status)?);
+            } else {
+                print!("{status}");
+            }
+            Ok(())
+        }
+        Command::Routes { json } => {
+            let tables = datapath::read::tables().context(
+                "reading the maps below /sys/fs/bpf/fabedge: does the agent run here, with the fast path?",
+            )?;
+            if *json {
+                println!("{}", serde_json::to_string_pretty(&tables)?);
+            } else {
+                print!("{tables}");
+            }
+            Ok(())
+        }
+        Command::Cleanup => cleanup(cli).await,
+    }
+}
+
+async fn run(cli: &Cli, role: Role, args: &RunArgs) -> anyhow::Result<()> {
+    require_root()?;
+    let trigger = Arc::new(Notify::new());
+    let subsystems = subsystems(cli, Some(args))?;
+    triggers::watch(&subsystems, &trigger)?;
+
+    let (status, reader) = watch::channel(Status::default());
+    let listen = args.metrics_listen;
+    tokio::spawn(async move {
+        if let Err(error) = metrics::serve(listen, reader).await {
+            error!(%error, %listen, "no metrics and no health endpoints; choose another address with --metrics-listen");
+        }
+    });
+
+    let source = source::watch(source::Paths {
+        mounted: args.config.clone(),
+        state_dir: cli.state_dir.clone(),
+    });
+    let settings = Settings {
+        role,
+        options: desired::Options::new(args),
+        run_dir: cli.run_dir.clone(),
+        resync: Duration::from_secs(args.resync),
+    };
+    info!(
+        role = role.name(),
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+    let mut terminate = signal(SignalKind::terminate()).context("installing the SIGTERM handler")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("installing the SIGINT handler")?;
+    let stop = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    engine::run(settings, subsystems, source, trigger, status, stop).await;
+    info!("stopped; what was applied stays applied (`fabedge-agent cleanup` removes it)");
+    Ok(())
+}
+
+async fn cleanup(cli: &Cli) -> anyhow::Result<()> {
+    require_root()?;
+    let report = subsystems(cli, None)?.cleanup().await;
+    let mut failed = Vec::new();
+    for (subsystem, problems) in report.problems {
+        failed.extend(
+            problems
+                .into_iter()
+                .map(|problem| format!("{subsystem}: {problem}")),
+        );
+    }
+    for dir in [&cli.run_dir, &cli.state_dir] {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                failed.push(format!("delete {}: {error}", dir.display()));
+            }
+            _ => {}
+        }
+    }
+    anyhow::ensure!(
+        failed.is_empty(),
+        "not everything could be removed:\n  {}",
+        failed.join("\n  ")
+    );
+    println!("Removed everything of FabEdge's from this node.");
+    Ok(())
+}
+
+fn subsystems(cli: &Cli, args: Option<&RunArgs>) -> anyhow::Result<Subsystems> {
+    let netlink = netlink::Netlink::open().context("opening a netlink socket")?;
+    let options = tunnels::Options {
+        socket: cli.vici_socket.clone(),
+        paths: args.map_or_else(Default::default, |args| tunnels::credentials::Paths {
+            authorities: args.ca_cert.clone(),
+            certificate: args.cert.clone(),
+            key: args.key.clone(),
+        }),
+        kind: args.and_then(|args| args.tunnel.forced()),
+    };
+    Ok(Subsystems {
+        sysctl: sysctl::Sysctl::new(),
+        links: links::Links::new(netlink.clone()),
+        tunnels: tunnels::Tunnels::new(options),
+        datapath: datapath::Datapath::new(datapath::Options::default()),
+        routes: routes::Routes::new(netlink.clone()),
+        firewall: firewall::Firewall::new(),
+        cni: cni::Cni::new(&cli.run_dir, &cli.cni_conf_dir),
+        netlink,
+    })
+}
+
+fn require_root() -> anyhow::Result<()> {
+    anyhow::ensure!(
+        rustix::process::geteuid().is_root(),
+        "the agent changes links, routes, nftables and eBPF maps of this node: run it as root"
+    );
+    Ok(())
+}

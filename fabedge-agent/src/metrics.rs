@@ -1,1 +1,7 @@
-//! metrics.
+//! `/metrics`, `/healthz` and `/readyz`.
+
+mod exposition;
+mod server;
+
+pub use exposition::exposition;
+pub use server::serve;

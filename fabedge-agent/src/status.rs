@@ -1,1 +1,189 @@
-//! status.
+//! What the agent reports about itself: one value, written after every pass, read by `fabedge-agent status`, by
+//! the health endpoints and by the metrics.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::source::Origin;
+use crate::tunnels::report::PeerReport;
+
+/// The agent's own account of the node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// `edge`, `connector` or `cloud`.
+    pub role: String,
+    /// Agent version.
+    pub version: String,
+    /// Name of the endpoint, once there is a document.
+    pub name: Option<String>,
+    /// Generation of the document in force.
+    pub generation: u64,
+    /// Where the document in force came from.
+    pub origin: Option<Origin>,
+    /// Why the newest document is not the one in force.
+    pub document_problem: Option<String>,
+    /// The tunnel device.
+    pub tunnel: Option<String>,
+    /// `on`, `off`, or why the kernel's slow path carries everything.
+    pub fast_path: String,
+    /// Problems of the last pass, by subsystem; a subsystem without any is not listed.
+    pub problems: BTreeMap<String, Vec<String>>,
+    /// Peers with a tunnel of their own, by name.
+    pub peers: BTreeMap<String, PeerReport>,
+    /// Names of the peers that are reached through the connector.
+    pub relayed: Vec<String>,
+    /// Passes since the start.
+    pub passes: u64,
+    /// Seconds that the last pass took.
+    pub pass_seconds: f64,
+    /// Unix time of the last pass, in seconds.
+    pub updated: u64,
+}
+
+impl Status {
+    /// Whether the newest document is applied: that is what a Community's `Ready x/y` counts.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.generation == 0 && self.name.is_none() {
+            return Err(self
+                .document_problem
+                .clone()
+                .unwrap_or_else(|| "no document yet".to_owned()));
+        }
+        if let Some(problem) = &self.document_problem {
+            return Err(problem.clone());
+        }
+        match self.problems.iter().next() {
+            Some((subsystem, problems)) => Err(format!("{subsystem}: {}", problems.join("; "))),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads what [`Status::write`] wrote.
+    ///
+    /// # Errors
+    /// Where no agent has reported, or the report cannot be read.
+    pub fn read(run_dir: &Path) -> anyhow::Result<Self> {
+        use anyhow::Context;
+        let path = run_dir.join("status.json");
+        let text = std::fs::read(&path).with_context(|| {
+            format!(
+                "reading {}: does fabedge-agent run here, and are you root?",
+                path.display()
+            )
+        })?;
+        serde_json::from_slice(&text).with_context(|| format!("parsing {}", path.display()))
+    }
+
+    /// Replaces the report on disk.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn write(&self, run_dir: &Path) -> std::io::Result<()> {
+        let text = serde_json::to_vec_pretty(self)?;
+        crate::source::write_private(&run_dir.join("status.json"), &text)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let none = || "(none)".to_owned();
+        let ready = self.ready();
+        writeln!(
+            f,
+            "endpoint   {}  ({})",
+            self.name.clone().unwrap_or_else(none),
+            self.role
+        )?;
+        let origin = match self.origin {
+            Some(Origin::Mounted) => "mounted",
+            Some(Origin::Cache) => "from the copy on disk",
+            None => "none",
+        };
+        writeln!(f, "document   generation {}, {origin}", self.generation)?;
+        writeln!(
+            f,
+            "ready      {}",
+            ready.err().map_or("yes".to_owned(), |why| format!("no: {why}"))
+        )?;
+        writeln!(f, "tunnel     {}", self.tunnel.clone().unwrap_or_else(none))?;
+        writeln!(f, "fast path  {}", self.fast_path)?;
+        for (subsystem, problems) in &self.problems {
+            for problem in problems {
+                writeln!(f, "problem    {subsystem}: {problem}")?;
+            }
+        }
+        for (name, peer) in &self.peers {
+            let state = peer.ike_state.as_deref().unwrap_or("down");
+            write!(
+                f,
+                "peer       {name:<28} {state:<12} {} CHILD_SA",
+                peer.children.len()
+            )?;
+            if let Some(remote) = &peer.remote {
+                write!(f, "  {remote}")?;
+            }
+            if let Some(error) = peer.error.as_ref().filter(|_| !peer.ready) {
+                write!(f, "  {error}")?;
+            }
+            writeln!(f)?;
+        }
+        for name in &self.relayed {
+            writeln!(f, "peer       {name:<28} through the connector")?;
+        }
+        Ok(())
+    }
+}
+
+/// An error with all its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        // Some errors print their cause themselves.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_means_that_the_newest_document_is_applied() {
+        let mut status = Status::default();
+        assert_eq!(status.ready(), Err("no document yet".to_owned()));
+        status.name = Some("a.edge1".to_owned());
+        status.generation = 4;
+        assert_eq!(status.ready(), Ok(()));
+        status
+            .problems
+            .insert("routes".to_owned(), vec!["no such device".to_owned()]);
+        assert_eq!(status.ready(), Err("routes: no such device".to_owned()));
+        status.problems.clear();
+        status.document_problem = Some("truncated".to_owned());
+        assert_eq!(status.ready(), Err("truncated".to_owned()));
+    }
+
+    #[test]
+    fn a_report_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let status = Status {
+            name: Some("a.edge1".to_owned()),
+            passes: 3,
+            ..Status::default()
+        };
+        status.write(dir.path()).unwrap();
+        assert_eq!(Status::read(dir.path()).unwrap(), status);
+        assert!(status.to_string().contains("a.edge1"));
+    }
+}

@@ -158,6 +158,11 @@ impl Tunnels {
         }
     }
 
+    /// Who is to perform ESP while charon cannot be asked: as forced, or as charon was set up last.
+    pub fn expected_kind(&self) -> Option<TunnelKind> {
+        self.options.kind.or(self.kind)
+    }
+
     /// What charon reports by itself, as reasons for a pass.
     pub fn events(&self) -> events::Events {
         events::Events::new(self.options.socket.clone())

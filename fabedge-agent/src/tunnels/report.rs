@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::plan::{Actual, ChildState, Need, need};
 use crate::desired::tunnels::Tunnels;
 
 /// Every tunnel by the peer's name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Tunnels.
     pub peers: BTreeMap<String, PeerReport>,
 }
 
 /// One tunnel.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerReport {
     /// Name of its connection at charon.
@@ -35,7 +35,7 @@ pub struct PeerReport {
 }
 
 /// One CHILD_SA.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChildReport {
     /// Its name.

@@ -1,0 +1,49 @@
+//! The HTTP server. It reads the last status; it never asks the engine, so a stuck pass cannot block a probe.
+
+use std::net::SocketAddr;
+
+use axum::http::{StatusCode, header};
+use axum::routing::get;
+use axum::{Router, extract::State, response::IntoResponse};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::status::Status;
+
+/// Serves until the process ends.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(listen: SocketAddr, status: watch::Receiver<Status>) -> std::io::Result<()> {
+    let listener = TcpListener::bind(listen).await?;
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(status);
+    axum::serve(listener, router).await
+}
+
+async fn metrics(State(status): State<watch::Receiver<Status>>) -> impl IntoResponse {
+    let counters = crate::datapath::read::counters().unwrap_or_default();
+    let text = super::exposition(&status.borrow(), &counters, resident_bytes());
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        text,
+    )
+}
+
+async fn readyz(State(status): State<watch::Receiver<Status>>) -> impl IntoResponse {
+    match status.borrow().ready() {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+/// Resident memory of this process (proc(5), `/proc/self/statm`, second field, in pages).
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
