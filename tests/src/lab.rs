@@ -1,5 +1,7 @@
 //! A world with its programs: what demo and suites stand on. It is gone when dropped, unless it is to be kept.
 
+mod charon;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -13,6 +15,7 @@ use serde_json::Value;
 
 use crate::capture::Capture;
 use crate::daemon::Daemon;
+use crate::figures::Figures;
 use crate::pod::Pod;
 use crate::probe::responder::{PORT, Responder};
 use crate::site::CONFIG_DIR;
@@ -57,6 +60,9 @@ pub struct Settings {
     /// Folder with the manifests that the operator starts with.
     #[arg(long, default_value = "/host/examples/standalone", value_name = "DIR")]
     pub manifests: PathBuf,
+    /// How much TCP carries in the checks of bulk transfer, each way, in MiB.
+    #[arg(long, default_value_t = 100, value_name = "MIB")]
+    pub bulk_mib: u64,
     /// Folder for logs.
     #[arg(long, default_value = "/out", value_name = "DIR")]
     pub out: PathBuf,
@@ -71,6 +77,9 @@ pub struct Lab {
     pub settings: Settings,
     /// What the WAN router sees.
     pub capture: Capture,
+    /// What was measured.
+    pub figures: Figures,
+    quotes: Vec<String>,
     daemons: BTreeMap<String, Daemon>,
     responders: BTreeMap<String, Responder>,
     keep: bool,
@@ -90,6 +99,8 @@ impl Lab {
                 world,
                 settings: settings.clone(),
                 capture,
+                figures: Figures::default(),
+                quotes: Vec::new(),
                 daemons: BTreeMap::new(),
                 responders: BTreeMap::new(),
                 keep: false,
@@ -101,9 +112,34 @@ impl Lab {
         }
     }
 
-    /// Leaves the world up when this is dropped.
-    pub fn keep(&mut self) {
+    /// Leaves the world up when this is dropped, with somebody in it who answers probes.
+    ///
+    /// # Errors
+    /// When the record cannot be written or the responders' process cannot be started.
+    pub fn keep(&mut self) -> Result<()> {
+        self.responders.clear();
+        self.world.save()?;
+        let program = std::env::current_exe().context("finding the lab's own program")?;
+        // In one of the world's namespaces, so that it ends with the world.
+        Daemon::start(
+            "the responders",
+            self.world.router("internet")?,
+            &[&*program.to_string_lossy(), "serve"],
+            &[],
+            &self.log("responders"),
+        )?;
         self.keep = true;
+        Ok(())
+    }
+
+    /// Has a command's output shown as it is under the check that runs now.
+    pub fn quote(&mut self, text: impl Into<String>) {
+        self.quotes.push(text.into());
+    }
+
+    /// What is to be shown, once.
+    pub fn take_quotes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.quotes)
     }
 
     /// The folder of manifests that the operator watches.

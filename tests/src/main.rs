@@ -1,5 +1,6 @@
 //! `fabedge-lab`: the demo and the suites, in the machine where they run.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use lab::lab::{Lab, Settings};
 use lab::scenarios::SUITES;
 use lab::table::Table;
 use lab::world::World;
-use lab::{command, ending};
+use lab::{command, demo, ending, scenarios, script};
 
 /// A small world in network namespaces, with the real programs in it. Runs as root in a machine of its own, which
 /// `cargo xtask lab` makes.
@@ -39,6 +40,35 @@ enum Verb {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Show the main job, then break things; exit code 1 if something is not as it should be.
+    Demo {
+        /// Write every figure into this file.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Leave the world up.
+        #[arg(long)]
+        keep: bool,
+        /// End after so many seconds.
+        #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
+        limit: u64,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Bring the world up, with both Communities in force, and leave it up.
+    Up {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Run a script with the names and addresses of the lab that is up in its environment.
+    Run {
+        /// The script; run by its own interpreter line, else by sh.
+        script: PathBuf,
+        /// Its arguments.
+        arguments: Vec<String>,
+    },
+    /// Answer probes in every pod of the lab that is up, until ended.
+    #[command(hide = true)]
+    Serve,
     /// Run a command in a site, a pod or a router of the lab that is up.
     Exec {
         /// The place's name.
@@ -75,7 +105,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             if list {
                 for suite in SUITES {
                     println!("{}: {}", suite.name, suite.about);
-                    for check in suite.checks {
+                    for check in suite.all() {
                         println!("  {}", check.name);
                     }
                 }
@@ -84,6 +114,30 @@ fn run(verb: Verb) -> Result<ExitCode> {
             ending::watch(Duration::from_secs(limit))?;
             suites(&names, &only, &settings)
         }
+        Verb::Demo {
+            json,
+            keep,
+            limit,
+            settings,
+        } => {
+            ending::watch(Duration::from_secs(limit))?;
+            let good = demo::run(&settings, json.as_deref(), keep)?;
+            Ok(if good {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        Verb::Up { settings } => {
+            ending::watch(Duration::from_secs(900))?;
+            let mut lab = Lab::build(&settings)?;
+            scenarios::everything(&mut lab)?;
+            lab.keep()?;
+            println!("the world is up: {}", names(&World::open()?));
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Run { script, arguments } => script::run(&script, &arguments),
+        Verb::Serve => script::serve(),
         Verb::Exec { name, command } => exec(&name, &command),
         Verb::List => {
             for place in World::open()?.places() {
@@ -98,6 +152,15 @@ fn run(verb: Verb) -> Result<ExitCode> {
     }
 }
 
+/// The places of a world, in a line.
+fn names(world: &World) -> String {
+    world
+        .places()
+        .map(|place| place.name.as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// Runs suites, each on a lab of its own.
 fn suites(names: &[String], only: &[String], settings: &Settings) -> Result<ExitCode> {
     if let Some(unknown) = names
@@ -109,7 +172,9 @@ fn suites(names: &[String], only: &[String], settings: &Settings) -> Result<Exit
     let mut table = Table::default();
     for suite in SUITES {
         if names.is_empty() || names.iter().any(|name| name == suite.name) {
-            let mut lab = Lab::build(settings)?;
+            let mut settings = settings.clone();
+            (suite.settings)(&mut settings);
+            let mut lab = Lab::build(&settings)?;
             suite
                 .run(&mut lab, only, &mut table)
                 .with_context(|| format!("preparing the suite {}", suite.name))?;

@@ -25,7 +25,7 @@ pub struct Place {
     pub name: String,
     /// The file of its network namespace.
     pub net: PathBuf,
-    /// The file of its mount namespace, if it has one of its own.
+    /// The file of its mount namespace, if it has one of its own: that of the process which keeps it.
     pub mounts: Option<PathBuf>,
 }
 
@@ -148,20 +148,17 @@ impl Place {
         })?
     }
 
-    /// Removes the names under which the place is held; it goes once no process is in it any more.
+    /// Removes the name under which the network namespace is held; it goes once no process is in it any more.
     ///
     /// # Errors
-    /// When a file can be neither unmounted nor removed.
+    /// When the file cannot be removed.
     pub fn release(&self) -> Result<()> {
-        for file in self.mounts.iter().chain([&self.net]) {
-            if !file.exists() {
-                continue;
-            }
-            // Not mounted is as good: then only the empty file is left.
-            rustix::mount::unmount(file, UnmountFlags::DETACH).ok();
-            fs::remove_file(file).with_context(|| format!("removing {}", file.display()))?;
+        if !self.net.exists() {
+            return Ok(());
         }
-        Ok(())
+        // Not mounted is as good: then only the empty file is left.
+        rustix::mount::unmount(&self.net, UnmountFlags::DETACH).ok();
+        fs::remove_file(&self.net).with_context(|| format!("removing {}", self.net.display()))
     }
 }
 

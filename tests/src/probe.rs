@@ -2,6 +2,7 @@
 //! packets and not processes.
 
 pub mod icmp;
+pub mod reach;
 pub mod responder;
 pub mod stream;
 pub mod tcp;

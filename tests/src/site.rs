@@ -3,11 +3,11 @@
 //! options. Everything a site writes to them is a plain file under its [`Site::root`].
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use serde::{Deserialize, Serialize};
 
@@ -49,44 +49,23 @@ impl Site {
         make(&within(root, NETNS_DIR))?;
         make(config)?;
         make(Path::new(CONFIG_DIR))?;
-        let file = root.join("mounts.ns");
-        fs::File::create_new(&file).with_context(|| format!("making {}", file.display()))?;
-
-        // A mount namespace cannot hold the mount that keeps it, so the thread that makes it waits until this
-        // one, which stays outside, has given it a name.
-        let (ready, thread_id) = mpsc::channel();
-        let (done, release) = mpsc::channel::<()>();
-        thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                network.run(move || {
-                    mounts(root, config)?;
-                    ready
-                        .send(rustix::thread::gettid())
-                        .context("reporting the mounts")?;
-                    // Ends when the other side is dropped, which is the signal.
-                    release.recv().ok();
-                    Ok(())
-                })?
-            });
-            let named = match thread_id.recv() {
-                Ok(id) => {
-                    let source = format!("/proc/self/task/{}/ns/mnt", id.as_raw_nonzero());
-                    rustix::mount::mount_bind(&source, &file)
-                        .with_context(|| format!("keeping a mount namespace as {}", file.display()))
-                }
-                // It ended early; its own error says why.
-                Err(mpsc::RecvError) => Ok(()),
-            };
-            drop(done);
-            inside
-                .join()
-                .map_err(|_| anyhow!("a thread of the lab panicked"))?
-                .and(named)
-                .with_context(|| format!("making the mounts of {}", network.name))
-        })?;
+        // A process keeps the mount namespace. A bind mount could not: the kernel lets a mount namespace be mounted
+        // only in an older one, and since 6.18 it compares ids for that which are not in the order of creation.
+        let keeper = network
+            .run(|| {
+                mounts(root, config)?;
+                Command::new("sleep")
+                    .arg("infinity")
+                    .stdin(Stdio::null())
+                    .process_group(0)
+                    .spawn()
+                    .context("starting a process to keep the mounts")
+            })?
+            .with_context(|| format!("making the mounts of {}", network.name))?;
+        let mounts = PathBuf::from(format!("/proc/{}/ns/mnt", keeper.id()));
         Ok(Self {
             place: Place {
-                mounts: Some(file),
+                mounts: Some(mounts),
                 ..network
             },
             root: root.to_owned(),

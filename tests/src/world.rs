@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -283,13 +283,11 @@ pub fn numbers(site: &str) -> Result<&'static Numbers> {
         .with_context(|| format!("there is no site {site}"))
 }
 
-/// Puts a file system of its own at [`DIR`], private because a mount that holds a mount namespace has to be.
+/// Puts a file system of its own at [`DIR`].
 fn prepare_directory() -> Result<()> {
     fs::create_dir_all(DIR).with_context(|| format!("making {DIR}"))?;
     rustix::mount::mount("tmpfs", DIR, "tmpfs", MountFlags::empty(), None)
-        .with_context(|| format!("mounting {DIR}"))?;
-    rustix::mount::mount_change(DIR, MountPropagationFlags::PRIVATE)
-        .with_context(|| format!("making {DIR} private"))
+        .with_context(|| format!("mounting {DIR}"))
 }
 
 /// The processes in one of `namespaces`, zombies and this one excepted.

@@ -23,58 +23,61 @@ use crate::world::numbers;
 pub const SUITE: Suite = Suite {
     name: "instruments",
     about: "what the lab measures with, tried on plain networks",
+    settings: |_| {},
     prepare,
-    checks: &[
-        Check {
-            name: "edge node reaches the API server through NAT",
-            run: api_server,
-        },
-        Check {
-            name: "both NATs hide the same subnet",
-            run: both_nats,
-        },
-        Check {
-            name: "a remapped NAT shows another port",
-            run: remapped,
-        },
-        Check {
-            name: "pods of the cloud reach each other, both families",
-            run: cloud_pods,
-        },
-        Check {
-            name: "pods of an edge reach each other",
-            run: edge_pods,
-        },
-        Check {
-            name: "TCP content is checked both ways",
-            run: bulk,
-        },
-        Check {
-            name: "an unreachable pod is seen as such",
-            run: unreachable,
-        },
-        Check {
-            name: "the capture sees plaintext",
-            run: plaintext,
-        },
-        Check {
-            name: "a stream counts what is lost",
-            run: losses,
-        },
-        Check {
-            name: "injected plaintext arrives where nothing stops it",
-            run: injected,
-        },
-        Check {
-            name: "hostPort leads to the pod",
-            run: host_port,
-        },
-        Check {
-            name: "a pod can be removed",
-            run: removed,
-        },
-    ],
+    checks: &[CHECKS],
 };
+
+const CHECKS: &[Check] = &[
+    Check {
+        name: "edge node reaches the API server through NAT",
+        run: api_server,
+    },
+    Check {
+        name: "both NATs hide the same subnet",
+        run: both_nats,
+    },
+    Check {
+        name: "a remapped NAT shows another port",
+        run: remapped,
+    },
+    Check {
+        name: "pods of the cloud reach each other, both families",
+        run: cloud_pods,
+    },
+    Check {
+        name: "pods of an edge reach each other",
+        run: edge_pods,
+    },
+    Check {
+        name: "TCP content is checked both ways",
+        run: bulk,
+    },
+    Check {
+        name: "an unreachable pod is seen as such",
+        run: unreachable,
+    },
+    Check {
+        name: "the capture sees plaintext",
+        run: plaintext,
+    },
+    Check {
+        name: "a stream counts what is lost",
+        run: losses,
+    },
+    Check {
+        name: "injected plaintext arrives where nothing stops it",
+        run: injected,
+    },
+    Check {
+        name: "hostPort leads to the pod",
+        run: host_port,
+    },
+    Check {
+        name: "a pod can be removed",
+        run: removed,
+    },
+];
 
 /// How long a probe waits where an answer is expected.
 const WAIT: Duration = Duration::from_secs(3);

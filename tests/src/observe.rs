@@ -1,0 +1,179 @@
+//! What the programs and the kernel say about themselves, read from outside.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fabedge_common::abi::{Program, Reason, Verdict};
+use serde_json::Value;
+
+use crate::command;
+use crate::place::Place;
+use crate::site::Site;
+
+/// The pinned maps.
+const PINS: &str = "/sys/fs/bpf/fabedge";
+
+/// What the agent last reported.
+///
+/// # Errors
+/// When there is no report, or it is no JSON.
+pub fn status(site: &Site) -> Result<Value> {
+    let path = site.path("/run/fabedge/status.json");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("parsing {}", path.display()))
+}
+
+/// How many packets the eBPF programs of a site have counted, by program and reason.
+#[derive(Clone, Debug, Default)]
+pub struct Packets(BTreeMap<(Program, Reason), u64>);
+
+impl Packets {
+    /// Reads them from the pinned map, as anybody could.
+    ///
+    /// # Errors
+    /// When the map is not there, or its dump is not what it should be.
+    pub fn read(site: &Site) -> Result<Self> {
+        let dump = dump(&site.place, "stats")?;
+        let mut packets = Self::default();
+        for &program in &Program::ALL {
+            for &reason in Reason::ALL {
+                let entry = dump
+                    .iter()
+                    .find(|entry| entry["key"].as_u64() == Some(u64::from(reason.index(program))))
+                    .with_context(|| format!("the map stats has no {}", reason.name()))?;
+                let sum = entry["values"]
+                    .as_array()
+                    .context("the map stats is not per CPU")?
+                    .iter()
+                    .filter_map(|cpu| cpu["value"]["packets"].as_u64())
+                    .sum();
+                packets.0.insert((program, reason), sum);
+            }
+        }
+        Ok(packets)
+    }
+
+    /// What was counted since `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let past = |key| before.0.get(key).copied().unwrap_or(0);
+        let grown = self
+            .0
+            .iter()
+            .map(|(key, now)| (*key, now.saturating_sub(past(key))));
+        Self(grown.collect())
+    }
+
+    /// Packets of the two programs that decide, by verdict. What is no unfragmented packet between a pod and the
+    /// pod network does not count.
+    pub fn decided(&self, verdict: Verdict) -> u64 {
+        let about_pods = |reason: Reason| {
+            !matches!(
+                reason,
+                Reason::NotIp | Reason::Multicast | Reason::NoRoute | Reason::Fragment | Reason::OverMtu
+            )
+        };
+        self.0
+            .iter()
+            .filter(|((program, reason), _)| {
+                matches!(program, Program::PodEgress | Program::TunnelIngress)
+                    && reason.verdict() == verdict
+                    && about_pods(*reason)
+            })
+            .map(|(_, count)| count)
+            .sum()
+    }
+
+    /// The share of the fast path in what was decided.
+    pub fn fast_share(&self) -> f64 {
+        let fast = self.decided(Verdict::Fast) as f64;
+        let all = fast + self.decided(Verdict::Stack) as f64 + self.decided(Verdict::Drop) as f64;
+        if all > 0.0 { fast / all } else { 0.0 }
+    }
+
+    /// Everything that was counted, by name.
+    pub fn named(&self) -> BTreeMap<String, u64> {
+        self.0
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|((program, reason), count)| (format!("{} {}", program.name(), reason.name()), *count))
+            .collect()
+    }
+}
+
+/// The entries of a pinned map as bpftool prints them, with names.
+///
+/// # Errors
+/// When bpftool fails, or prints entries without field names.
+pub fn dump(place: &Place, map: &str) -> Result<Vec<Value>> {
+    let text = place.must(&["bpftool", "-j", "map", "dump", "pinned", &format!("{PINS}/{map}")])?;
+    let dump: Value = serde_json::from_str(&text).with_context(|| format!("parsing the dump of {map}"))?;
+    dump.as_array()
+        .with_context(|| format!("the dump of {map} is no list"))?
+        .iter()
+        .map(|entry| {
+            entry
+                .get("formatted")
+                .cloned()
+                .with_context(|| format!("an entry of {map} has no named fields: {entry}"))
+        })
+        .collect()
+}
+
+/// Everything the network configuration of a place consists of, to be compared: links, addresses, routes, rules,
+/// nftables, both iptables, xfrm, pins.
+///
+/// # Errors
+/// When a command fails.
+pub fn configuration(place: &Place) -> Result<BTreeMap<&'static str, String>> {
+    const PARTS: [(&str, &str); 9] = [
+        (
+            "links",
+            "ip -o link | sed -E 's/^[0-9]+: //; s/ (qlen|link-netns) [^ ]+//g'",
+        ),
+        ("addresses", "ip -br address"),
+        ("rules", "ip rule; ip -6 rule"),
+        (
+            "routes",
+            "ip route show table all; ip -6 route show table all | grep -v ' metric 256 \\|^local\\|^multicast'",
+        ),
+        (
+            "nftables",
+            "nft list tables | grep -v 'table ip6\\? \\(filter\\|nat\\|mangle\\|raw\\)$'",
+        ),
+        ("iptables", "iptables-nft-save; ip6tables-nft-save"),
+        ("legacy iptables", "iptables-legacy-save; ip6tables-legacy-save"),
+        ("xfrm", "ip xfrm state; ip xfrm policy"),
+        ("pins", "ls -R /sys/fs/bpf"),
+    ];
+    let mut parts = BTreeMap::new();
+    for (name, script) in PARTS {
+        let output = place.output(&["sh", "-c", &format!("{script}; true")], Duration::from_secs(60))?;
+        // Dates and counters are no configuration.
+        let lines = output.stdout.lines().filter(|line| !line.starts_with('#'));
+        let text: Vec<String> = lines.map(without_counters).collect();
+        parts.insert(name, text.join("\n"));
+    }
+    Ok(parts)
+}
+
+/// A line of `iptables-save` without its `[packets:bytes]`.
+fn without_counters(line: &str) -> String {
+    match line.split_once('[') {
+        Some((before, _)) if line.starts_with(':') => before.trim_end().to_owned(),
+        _ => line.to_owned(),
+    }
+}
+
+/// A URL of a site's agent.
+///
+/// # Errors
+/// When curl fails.
+pub fn fetch(place: &Place, url: &str) -> Result<command::Output> {
+    place.output(
+        &["curl", "-s", "-S", "-m", "10", "-f", url],
+        Duration::from_secs(15),
+    )
+}

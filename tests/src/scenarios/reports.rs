@@ -1,0 +1,172 @@
+//! What the product and the WAN show about it: the capture, the route map, SAs, metrics, memory.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::command;
+use crate::lab::{Lab, Switch, Tunnel};
+use crate::observe;
+use crate::suite::{Check, judge};
+use crate::table::Outcome;
+use crate::world::addresses::{Role, SITES};
+
+/// After traffic.
+pub const CHECKS: &[Check] = &[
+    Check {
+        name: "the WAN saw ciphertext only",
+        run: wan,
+    },
+    Check {
+        name: "bpftool prints the route map of edge1 with names",
+        run: route_map,
+    },
+    Check {
+        name: "security associations of edge1",
+        run: associations,
+    },
+    Check {
+        name: "metrics are clean",
+        run: metrics,
+    },
+    Check {
+        name: "memory of the agents",
+        run: memory,
+    },
+];
+
+/// The capture alone.
+pub const WAN: &[Check] = &[Check {
+    name: "the WAN saw ciphertext only",
+    run: wan,
+}];
+
+/// How much an agent on an edge may take.
+const MEMORY_KIB: u64 = 16 * 1024;
+
+fn wan(lab: &mut Lab) -> Result<Outcome> {
+    let seen = lab.capture.counts();
+    lab.figures.set("plaintext_packets", seen.plaintext);
+    lab.figures.set("esp_packets", seen.encrypted());
+    lab.figures.set("capture", json!(seen));
+    let note = if seen.plaintext > 0 {
+        format!("{seen}: {:?}", seen.samples)
+    } else {
+        seen.to_string()
+    };
+    Ok(judge(
+        seen.plaintext == 0 && seen.encrypted() > 0 && seen.missed == 0,
+        if seen.missed > 0 {
+            format!("{note}; {} missed", seen.missed)
+        } else {
+            note
+        },
+    ))
+}
+
+fn route_map(lab: &mut Lab) -> Result<Outcome> {
+    if lab.settings.fast_path == Switch::Off {
+        return Ok(Outcome::NotHere("the fast path is off".to_owned()));
+    }
+    let place = &lab.world.site("edge1")?.place;
+    let entries = observe::dump(place, "routes4")?;
+    let named = entries
+        .iter()
+        .all(|entry| entry["value"].get("reqid").is_some() && entry["key"].is_object());
+    let shown: Vec<String> = entries.iter().map(Value::to_string).collect();
+    let words = ["bpftool", "map", "dump", "pinned", "/sys/fs/bpf/fabedge/routes4"];
+    lab.figures.set("routes4", json!(entries));
+    lab.quote(words.join(" "));
+    lab.quote(shown.join("\n"));
+    Ok(judge(
+        named && !shown.is_empty(),
+        format!("{} routes", shown.len()),
+    ))
+}
+
+fn associations(lab: &mut Lab) -> Result<Outcome> {
+    let status = observe::status(lab.world.site("edge1")?)?;
+    let mut established = 0;
+    for peer in status["peers"].as_array().context("the status names no peers")? {
+        let children = peer["children"].as_array().cloned().unwrap_or_default();
+        established += usize::from(!children.is_empty());
+        for child in children {
+            lab.quote(format!(
+                "{} {} at {}: SPI {} in, {} out, {} and {} bytes",
+                peer["name"].as_str().unwrap_or_default(),
+                child["state"].as_str().unwrap_or_default(),
+                peer["remote"].as_str().unwrap_or_default(),
+                child["spiIn"].as_str().unwrap_or_default(),
+                child["spiOut"].as_str().unwrap_or_default(),
+                child["bytesIn"],
+                child["bytesOut"],
+            ));
+        }
+    }
+    Ok(judge(established > 0, format!("with {established} peers")))
+}
+
+fn metrics(lab: &mut Lab) -> Result<Outcome> {
+    let place = &lab.world.site("edge1")?.place;
+    let answer = observe::fetch(place, "http://127.0.0.1:30306/metrics")?;
+    if !answer.ok() {
+        return Ok(Outcome::Failed(answer.text()));
+    }
+    let health = observe::fetch(place, "http://127.0.0.1:30306/healthz")?;
+    let mut check = std::process::Command::new("promtool");
+    check.args(["check", "metrics"]);
+    let said = command::run(&mut check, &answer.stdout, Duration::from_secs(30))?;
+    let series = answer
+        .stdout
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .count();
+    Ok(judge(
+        said.ok() && said.text().is_empty() && health.ok() && series > 10,
+        format!(
+            "{series} series, promtool: {}",
+            if said.text().is_empty() {
+                "clean".to_owned()
+            } else {
+                said.text()
+            }
+        ),
+    ))
+}
+
+fn memory(lab: &mut Lab) -> Result<Outcome> {
+    let mut notes = Vec::new();
+    let mut good = true;
+    for numbers in &SITES {
+        let kib = lab.daemon(&format!("{}/agent", numbers.name))?.resident_kib()?;
+        good &= numbers.role != Role::Edge || kib <= MEMORY_KIB;
+        notes.push(format!("{} {:.1}", numbers.name, kib as f64 / 1024.0));
+        lab.figures.set(format!("agent_rss_kib_{}", numbers.name), kib);
+    }
+    Ok(judge(good, format!("MiB resident: {}", notes.join(", "))))
+}
+
+/// After everything else, and a minute after the last fault: kernel states and policies are those that charon knows.
+pub fn no_stale_state(lab: &mut Lab) -> Result<Outcome> {
+    if lab.settings.tunnel == Tunnel::Libipsec {
+        return Ok(Outcome::NotHere("charon keeps its own states".to_owned()));
+    }
+    let mut notes = Vec::new();
+    let mut good = true;
+    for numbers in SITES.iter().filter(|numbers| numbers.role != Role::Cloud) {
+        let site = lab.world.site(numbers.name)?;
+        let status = observe::status(site)?;
+        let children: usize = status["peers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|peer| peer["children"].as_array().map_or(0, Vec::len))
+            .sum();
+        let states = site.place.must(&["ip", "xfrm", "state", "list"])?;
+        let states = states.lines().filter(|line| line.starts_with("src")).count();
+        good &= states == 2 * children && children > 0;
+        notes.push(format!("{} {states} states for {children} SAs", numbers.name));
+    }
+    Ok(judge(good, notes.join(", ")))
+}
