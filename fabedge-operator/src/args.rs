@@ -29,7 +29,8 @@ pub enum Command {
     /// Print the documents and the problems of a folder of manifests, once, and change nothing.
     ///
     /// Documents go to stdout as one YAML stream, problems to stderr. Exit code 0: no errors (there may be
-    /// warnings, a community member that does not exist yet, say); 1: errors, named one per line; 2: wrong usage.
+    /// warnings, a community member that does not exist yet, say); 1: errors, named one per line; 2: the
+    /// folder cannot be read, or wrong usage.
     Render(Render),
 }
 

@@ -59,6 +59,14 @@ impl Finding {
         });
         self
     }
+
+    /// Place, object, field and message, for where the severity is shown otherwise.
+    pub fn text(&self) -> String {
+        match &self.place {
+            Some(place) => format!("{place}: {}", self.problem),
+            None => self.problem.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Place {
@@ -77,9 +85,6 @@ impl fmt::Display for Finding {
             Severity::Warning => "warning: ",
             Severity::Error => "error: ",
         })?;
-        if let Some(place) = &self.place {
-            write!(f, "{place}: ")?;
-        }
-        self.problem.fmt(f)
+        f.write_str(&self.text())
     }
 }

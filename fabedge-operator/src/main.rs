@@ -3,7 +3,6 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use fabedge_operator::args::{Cli, Command};
 use fabedge_operator::finding::Severity;
@@ -11,11 +10,20 @@ use fabedge_operator::standalone;
 use time::OffsetDateTime;
 use tracing_subscriber::EnvFilter;
 
-fn main() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
+/// Wrong usage, or nothing could be done at all; as clap has it.
+const UNUSABLE: u8 = 2;
+
+fn main() -> ExitCode {
+    run(Cli::parse()).unwrap_or_else(|e| {
+        eprintln!("fabedge-operator: {e:#}");
+        ExitCode::from(UNUSABLE)
+    })
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Render(args) => {
-            let rendered = standalone::render(&args).context("rendering")?;
+            let rendered = standalone::render(&args)?;
             let mut out = std::io::stdout().lock();
             for text in &rendered.documents {
                 writeln!(out, "---")?;

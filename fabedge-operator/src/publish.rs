@@ -66,6 +66,15 @@ pub struct Report {
 #[derive(Clone, Debug)]
 pub struct Output {
     folder: PathBuf,
+    /// What is known to lie there, so that a pass need not look at what has not changed.
+    published: BTreeMap<String, Published>,
+}
+
+#[derive(Clone, Debug)]
+struct Published {
+    document: NodeConfig,
+    /// When its certificate is due; none for those that have no certificate.
+    renew_at: Option<OffsetDateTime>,
 }
 
 impl Output {
@@ -73,7 +82,18 @@ impl Output {
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self {
             folder: folder.into(),
+            published: BTreeMap::new(),
         }
+    }
+
+    /// The folder itself.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Forgets what is known to lie there: the next pass looks at every file.
+    pub fn distrust(&mut self) {
+        self.published.clear();
     }
 
     /// What was published before, as far as it can be read: a damaged document is as good as none.
@@ -100,21 +120,45 @@ impl Output {
         Ok(previous)
     }
 
-    /// Writes what differs. `keep`: local names without a document now whose files stay nevertheless.
+    /// Writes what differs. Without an authority: documents only, and the next pass looks at all of them again.
     pub fn publish(
-        &self,
+        &mut self,
         documents: &BTreeMap<String, NodeConfig>,
-        keep: &BTreeSet<String>,
-        cluster: &str,
-        authority: &Authority,
+        authority: Option<&Authority>,
         now: OffsetDateTime,
     ) -> Report {
         let mut report = Report::default();
         for (name, document) in documents {
-            if let Err(e) = self.publish_one(name, document, authority, now, &mut report) {
-                report.failures.push(e);
+            let known = self.published.get(name);
+            let due = known.and_then(|known| known.renew_at).is_some_and(|at| now >= at);
+            if due || known.is_none_or(|known| known.document != *document) {
+                self.published.remove(name);
+                match self.publish_one(name, document, authority, now, &mut report) {
+                    Ok(published) if authority.is_some() => {
+                        self.published.insert(name.clone(), published);
+                    }
+                    Ok(_) => {}
+                    Err(e) => report.failures.push(e),
+                }
             }
         }
+        report.renew_at = self
+            .published
+            .values()
+            .filter_map(|published| published.renew_at)
+            .min();
+        report
+    }
+
+    /// Removes what was published for those who are in neither list.
+    pub fn prune(
+        &mut self,
+        documents: &BTreeMap<String, NodeConfig>,
+        keep: &BTreeSet<String>,
+        cluster: &str,
+        report: &mut Report,
+    ) {
+        self.published.retain(|name, _| documents.contains_key(name));
         match self.names() {
             Ok(names) => {
                 for name in names
@@ -130,30 +174,35 @@ impl Output {
             }
             Err(e) => report.failures.push(e),
         }
-        report
     }
 
     fn publish_one(
         &self,
         name: &str,
         document: &NodeConfig,
-        authority: &Authority,
+        authority: Option<&Authority>,
         now: OffsetDateTime,
         report: &mut Report,
-    ) -> Result<(), Error> {
+    ) -> Result<Published, Error> {
         let folder = self.folder.join(name);
         files::create_folder(&folder, 0o755).map_err(io_error("making the folder", &folder))?;
         // Certificates before the document: what the document asks for can be had when it appears.
-        if name != CLOUD {
-            self.publish_certificate(name, &document.endpoint.name, authority, now, report)?;
-        }
+        let renew_at = match authority {
+            Some(authority) if name != CLOUD => {
+                Some(self.publish_certificate(name, &document.endpoint.name, authority, now, report)?)
+            }
+            _ => None,
+        };
         let path = folder.join(DOCUMENT);
         let before = read(&path)?;
         if let Some(text) = next_document(document, before.as_deref(), now)? {
             files::replace(&path, text.as_bytes(), 0o644).map_err(io_error("writing", &path))?;
             report.documents.push(name.to_owned());
         }
-        Ok(())
+        Ok(Published {
+            document: document.clone(),
+            renew_at,
+        })
     }
 
     fn publish_certificate(
@@ -163,7 +212,7 @@ impl Output {
         authority: &Authority,
         now: OffsetDateTime,
         report: &mut Report,
-    ) -> Result<(), Error> {
+    ) -> Result<OffsetDateTime, Error> {
         let path = |file| self.folder.join(name).join(file);
         let write = |file, text: &str, mode| {
             let path = path(file);
@@ -176,21 +225,20 @@ impl Output {
             (Some(certificate), Some(key)) => judge(&certificate, &key, full_name, authority, now),
             _ => Verdict::Renew("it has none"),
         };
-        let renew_at = match verdict {
-            Verdict::Keep { renew_at } => renew_at,
-            Verdict::Renew(why) => {
-                let leaf = authority.issue(full_name, now).map_err(Error::Certificate)?;
-                write(KEY, &leaf.key, 0o600)?;
-                write(CERTIFICATE, &leaf.certificate, 0o644)?;
-                report.certificates.push((name.to_owned(), why));
-                match judge(&leaf.certificate, &leaf.key, full_name, authority, now) {
-                    Verdict::Keep { renew_at } => renew_at,
-                    Verdict::Renew(_) => now,
-                }
-            }
+        let why = match verdict {
+            Verdict::Keep { renew_at } => return Ok(renew_at),
+            Verdict::Renew(why) => why,
         };
-        report.renew_at = Some(report.renew_at.map_or(renew_at, |at| at.min(renew_at)));
-        Ok(())
+        let leaf = authority.issue(full_name, now).map_err(Error::Certificate)?;
+        write(KEY, &leaf.key, 0o600)?;
+        write(CERTIFICATE, &leaf.certificate, 0o644)?;
+        report.certificates.push((name.to_owned(), why));
+        Ok(
+            match judge(&leaf.certificate, &leaf.key, full_name, authority, now) {
+                Verdict::Keep { renew_at } => renew_at,
+                Verdict::Renew(_) => now,
+            },
+        )
     }
 
     /// Local names in the folder. Names with a leading `_` or `.` are no node's: those are ours or a person's.
@@ -285,3 +333,6 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Erro
     let path = path.to_owned();
     move |source| Error::Io { action, path, source }
 }
+
+#[cfg(test)]
+mod tests;

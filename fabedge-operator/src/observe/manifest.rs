@@ -51,7 +51,7 @@ pub enum Object {
 }
 
 /// What became of one document (or one item of a List).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Outcome {
     /// An object, and the line at which it begins.
     Good(Key, u64, Object),
@@ -87,7 +87,7 @@ struct List {
 
 /// Reads all documents of a file.
 pub fn parse(file: &str, text: &str) -> Vec<Outcome> {
-    documents(text)
+    documents(text.strip_prefix('\u{feff}').unwrap_or(text))
         .into_iter()
         .flat_map(|(line, text)| document(file, line, text))
         .collect()
@@ -121,7 +121,10 @@ fn documents(text: &str) -> Vec<(u64, &str)> {
 }
 
 fn document(file: &str, line: u64, text: &str) -> Vec<Outcome> {
-    let blank = |l: &str| l.trim().is_empty() || l.trim_start().starts_with('#') || l.trim_end() == "---";
+    let blank = |line: &str| {
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
+        line.is_empty() || line.starts_with(['#', '%'])
+    };
     if text.lines().all(blank) {
         return Vec::new();
     }
@@ -294,6 +297,7 @@ fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {
     // millions of events; aliases, the one way in which small input grows large, stay limited.
     let options = serde_saphyr::options! {
         with_snippet: false,
+        strict_booleans: true,
         budget: serde_saphyr::budget! { max_events: usize::MAX, max_nodes: usize::MAX },
     };
     serde_saphyr::from_str_with_options(text, options)

@@ -4,16 +4,47 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::folder::Files;
 use super::manifest::{self, Key, Kind, Object, Outcome};
 use crate::finding::{Finding, Place, Severity};
 use crate::snapshot::{ClusterSnapshot, Settings};
 
+/// The form in which [`Memory`] is written. A change of meaning takes a new number.
+const VERSION: u32 = 1;
+
 /// The objects of the last pass.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Memory {
     objects: BTreeMap<Key, Good>,
+    /// What each file said, so that one that has not changed is not parsed again.
+    parsed: BTreeMap<String, Parsed>,
+}
+
+#[derive(Debug)]
+struct Parsed {
+    digest: [u8; 32],
+    outcomes: Vec<Outcome>,
+}
+
+/// What outlives the process.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    version: u32,
+    objects: Vec<(Key, Good)>,
+}
+
+/// Why a saved memory is not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Damaged.
+    #[error("the saved objects do not parse")]
+    Syntax(#[from] serde_json::Error),
+    /// Of another release.
+    #[error("the saved objects have version {0}, and this is {VERSION}")]
+    Version(u32),
 }
 
 /// An object and where it stood.
@@ -33,13 +64,47 @@ pub struct Observation {
     pub settings: Option<Settings>,
     /// What is wrong with the input.
     pub findings: Vec<Finding>,
+    /// Something could not be read, so an object that is missing here may nevertheless be meant to be there.
+    pub incomplete: bool,
     /// Where each object stands, by its name in findings (`Node edge1`).
     pub places: BTreeMap<String, Place>,
 }
 
 impl Memory {
+    /// The memory of an earlier process.
+    ///
+    /// # Errors
+    /// When the text is not what [`Self::save`] wrote.
+    pub fn restore(text: &str) -> Result<Self, Error> {
+        let saved: Saved = serde_json::from_str(text)?;
+        if saved.version != VERSION {
+            return Err(Error::Version(saved.version));
+        }
+        Ok(Self {
+            objects: saved.objects.into_iter().collect(),
+            ..Self::default()
+        })
+    }
+
+    /// What a later process has to know.
+    ///
+    /// # Errors
+    /// None for what this module holds; the signature is the serializer's.
+    pub fn save(&self) -> Result<String, Error> {
+        let objects = self
+            .objects
+            .iter()
+            .map(|(key, good)| (key.clone(), good.clone()))
+            .collect();
+        Ok(serde_json::to_string(&Saved {
+            version: VERSION,
+            objects,
+        })?)
+    }
+
     /// Takes a new reading of the folder.
     pub fn absorb(&mut self, files: &Files) -> Observation {
+        self.parsed.retain(|file, _| files.contains_key(file));
         let mut findings = Vec::new();
         let mut objects: BTreeMap<Key, Good> = BTreeMap::new();
         let mut bad_keys: BTreeSet<Key> = BTreeSet::new();
@@ -53,7 +118,13 @@ impl Memory {
                     continue;
                 }
             };
-            for outcome in manifest::parse(file, text) {
+            let digest: [u8; 32] = Sha256::digest(text).into();
+            if self.parsed.get(file).is_none_or(|parsed| parsed.digest != digest) {
+                let outcomes = manifest::parse(file, text);
+                self.parsed.insert(file.clone(), Parsed { digest, outcomes });
+            }
+            let outcomes = self.parsed.get(file).map(|parsed| parsed.outcomes.clone());
+            for outcome in outcomes.unwrap_or_default() {
                 match outcome {
                     Outcome::Good(key, line, object) => {
                         let good = Good {
@@ -87,7 +158,11 @@ impl Memory {
             }
         }
         self.objects = objects;
-        self.observation(findings)
+        let incomplete = !(bad_files.is_empty() && bad_keys.is_empty());
+        Observation {
+            incomplete,
+            ..self.observation(findings)
+        }
     }
 
     fn observation(&self, mut findings: Vec<Finding>) -> Observation {
@@ -159,3 +234,7 @@ fn replaced(key: &Key, old: &Good, new: &Good) -> Finding {
     };
     Finding::warning(key.to_string(), "metadata.name", format!("{message}: {mend}")).at(&new.file, new.line)
 }
+
+#[cfg(test)]
+#[path = "memory_tests.rs"]
+mod tests;

@@ -108,7 +108,12 @@ pub(super) fn edges(
     let mut order: Vec<(&str, &Node)> = roles.edges.iter().map(|(name, node)| (*name, *node)).collect();
     order.sort_by_key(|(name, node)| {
         (
-            Reverse(previous.subnets.contains_key(*name)),
+            Reverse(
+                previous
+                    .subnets
+                    .get(*name)
+                    .is_some_and(|had| settled(node, had, settings.cni)),
+            ),
             node.created.unwrap_or(i64::MAX),
             *name,
         )
@@ -146,6 +151,16 @@ pub(super) fn edges(
     }
     debug_assert!(edges.found.len() + edges.unresolved.len() <= snapshot.nodes.len());
     edges
+}
+
+/// Whether the node was published with the prefixes that it claims now. One that has moved to others is a newcomer
+/// there.
+fn settled(node: &Node, had: &[IpNet], cni: CniType) -> bool {
+    match cni {
+        CniType::Flannel if !node.pod_cidrs.is_empty() => IpNet::aggregate(&node.pod_cidrs) == had,
+        CniType::Flannel => IpNet::aggregate(&node.subnets) == had,
+        CniType::Calico => true,
+    }
 }
 
 type Subnets<'a> = BTreeMap<&'a str, (&'static str, Vec<IpNet>)>;

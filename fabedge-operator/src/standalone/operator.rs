@@ -1,0 +1,213 @@
+//! One pass after the other: what is kept between them, and what is said of them.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use fabedge_common::config::CLOUD;
+use time::{Duration, OffsetDateTime};
+use tracing::{error, info, warn};
+
+use super::{Error, LAST_GOOD, compute, recall};
+use crate::args;
+use crate::finding::{Finding, Severity};
+use crate::observe::{self, Memory, Observation};
+use crate::pki::{Authority, store};
+use crate::publish::{Output, Report, files};
+use crate::topology::{Previous, Topology, render};
+
+/// However quiet the folder is, every file of the output is checked and mended this often.
+const FULL_PASS: Duration = Duration::minutes(5);
+
+/// What a pass needs of the passes before it.
+pub(super) struct Operator {
+    folder: PathBuf,
+    ca_dir: PathBuf,
+    output: Output,
+    memory: Memory,
+    saved: String,
+    authority: Option<Authority>,
+    previous: Option<Previous>,
+    last: Option<Observation>,
+    /// When there is something to do though the folder is quiet.
+    due: Option<OffsetDateTime>,
+    next_full_pass: Option<OffsetDateTime>,
+    reported: BTreeSet<String>,
+    failed: bool,
+}
+
+impl Operator {
+    /// Picks up where an earlier process left off.
+    pub(super) fn new(args: &args::Standalone) -> Result<Self, Error> {
+        Ok(Self {
+            folder: args.folder.clone(),
+            ca_dir: args.ca_dir.clone().unwrap_or_else(|| args.out.join("_ca")),
+            output: Output::new(&args.out),
+            memory: recall(&args.out)?.unwrap_or_default(),
+            saved: String::new(),
+            authority: None,
+            previous: None,
+            last: None,
+            due: None,
+            next_full_pass: None,
+            reported: BTreeSet::new(),
+            failed: false,
+        })
+    }
+
+    /// Whether the last pass had errors.
+    pub(super) fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Observes, computes, publishes what differs.
+    pub(super) fn pass(&mut self, now: OffsetDateTime) -> Result<(), Error> {
+        let observation = self.memory.absorb(&observe::read(&self.folder)?);
+        if self.last.as_ref() == Some(&observation) && self.due.is_some_and(|at| now < at) {
+            return Ok(());
+        }
+        // Until it is known that the pass succeeds, the next one may not take anything as done.
+        self.last = None;
+        if self.next_full_pass.is_none_or(|at| now >= at) {
+            self.output.distrust();
+            self.authority = None;
+            self.previous = None;
+            self.next_full_pass = Some(now + FULL_PASS);
+        }
+        let mut findings = observation.findings.clone();
+        let mut failures = Vec::new();
+        let mut renew_at = None;
+        if let Some(settings) = &observation.settings {
+            let previous = match self.previous.take() {
+                Some(previous) => previous,
+                None => self.output.previous(&settings.cluster)?,
+            };
+            if let Some((topology, more)) = compute(&observation, &previous) {
+                findings.extend(more);
+                let authority = self.authority(&topology.cluster, now);
+                let report = self.publish(&topology, authority.as_ref().ok(), observation.incomplete, now);
+                failures = report.failures.iter().map(|e| chain(e)).collect();
+                match authority {
+                    Ok(authority) => self.authority = Some(authority),
+                    Err(e) => failures.push(chain(&e)),
+                }
+                renew_at = report.renew_at;
+                self.previous = Some(remembered(&topology, previous));
+            }
+        }
+        self.save()?;
+        self.report(&findings, &failures);
+        self.due = self.next_full_pass.into_iter().chain(renew_at).min();
+        self.last = failures.is_empty().then_some(observation);
+        Ok(())
+    }
+
+    fn authority(&mut self, cluster: &str, now: OffsetDateTime) -> Result<Authority, store::Error> {
+        match self.authority.take() {
+            Some(authority) if now < authority.not_after() => Ok(authority),
+            _ => store::open(&self.ca_dir, cluster, now),
+        }
+    }
+
+    /// Without an authority the documents are published all the same: certificates that were issued go on working.
+    fn publish(
+        &mut self,
+        topology: &Topology,
+        authority: Option<&Authority>,
+        incomplete: bool,
+        now: OffsetDateTime,
+    ) -> Report {
+        let documents = render::documents(topology);
+        let mut report = self.output.publish(&documents, authority, now);
+        // What cannot be read may be the manifest of a node that seems gone.
+        if !incomplete {
+            let mut keep = topology.unresolved.clone();
+            if topology.cloud.is_some() {
+                keep.insert(CLOUD.to_owned());
+            }
+            self.output
+                .prune(&documents, &keep, &topology.cluster, &mut report);
+        }
+        for (name, why) in &report.certificates {
+            info!(node = name, why, "issued a certificate");
+        }
+        for name in &report.documents {
+            info!(node = name, "wrote the document");
+        }
+        for name in &report.removed {
+            info!(node = name, "removed the files of a node that is gone");
+        }
+        report
+    }
+
+    fn save(&mut self) -> Result<(), Error> {
+        let text = self.memory.save()?;
+        if text != self.saved {
+            let path = self.output.folder().join(LAST_GOOD);
+            let failed = |source| Error::State {
+                action: "writing",
+                path: path.clone(),
+                source,
+            };
+            files::create_folder(self.output.folder(), 0o755).map_err(failed)?;
+            files::replace(&path, text.as_bytes(), 0o600).map_err(failed)?;
+            self.saved = text;
+        }
+        Ok(())
+    }
+
+    /// Says what is new, and what is over; a problem that stays is said once.
+    fn report(&mut self, findings: &[Finding], failures: &[String]) {
+        let texts = findings.iter().map(ToString::to_string);
+        let now: BTreeSet<String> = texts.chain(failures.iter().cloned()).collect();
+        for finding in findings
+            .iter()
+            .filter(|f| !self.reported.contains(&f.to_string()))
+        {
+            match finding.severity {
+                Severity::Error => error!("{}", finding.text()),
+                Severity::Warning => warn!("{}", finding.text()),
+            }
+        }
+        for failure in failures.iter().filter(|f| !self.reported.contains(*f)) {
+            error!("{failure}");
+        }
+        for over in self.reported.difference(&now) {
+            info!("no longer: {over}");
+        }
+        self.failed = !failures.is_empty() || findings.iter().any(|f| f.severity == Severity::Error);
+        self.reported = now;
+    }
+
+    /// Says that a pass came to nothing.
+    pub(super) fn report_failure(&mut self, e: &Error) {
+        let text = chain(e);
+        self.failed = true;
+        if self.reported.insert(text.clone()) {
+            error!("{text}; what was published stays");
+        }
+    }
+}
+
+/// What each edge has now; one with a problem keeps what it had.
+fn remembered(topology: &Topology, previous: Previous) -> Previous {
+    let mut subnets = previous.subnets;
+    subnets.retain(|name, _| topology.unresolved.contains(name));
+    subnets.extend(
+        topology
+            .edges
+            .iter()
+            .map(|(name, edge)| (name.clone(), edge.subnets.clone())),
+    );
+    Previous { subnets }
+}
+
+/// An error with its causes.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
