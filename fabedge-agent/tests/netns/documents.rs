@@ -5,7 +5,11 @@ use fabedge_common::config::NodeConfig;
 
 pub const MASQUERADE: Options = Options { masq_outgoing: true, fast_path: true };
 
-const NETWORK: &str = "networkSubnets: [10.233.0.0/17, 'fd00:233:64::/56', 10.99.0.0/16]";
+/// What edges close: the pod network anywhere.
+const EVERYWHERE: &str = "networkSubnets: [10.233.0.0/17, 'fd00:233:64::/56', 10.99.0.0/16]";
+
+/// What the cloud closes: the part beyond the connector, for the rest is its CNI's.
+const BEYOND: &str = "networkSubnets: [10.233.66.0/23, 10.233.68.0/24, 'fd00:233:64:66::/63', 10.99.0.0/16]";
 
 const CONNECTOR: &str = "
   id: C=CN, O=fabedge.io, CN=fabedge.connector
@@ -15,9 +19,9 @@ const CONNECTOR: &str = "
   nodeSubnets: [10.20.8.28, 10.20.8.23]
 ";
 
-fn document(own: &str, peers: &[String]) -> NodeConfig {
+fn document(network: &str, own: &str, peers: &[String]) -> NodeConfig {
     let peers: String = peers.iter().map(|peer| format!("- {}\n", peer.trim())).collect();
-    let text = format!("version: 1\ngeneration: 1\n{NETWORK}\n{own}\npeers:\n{peers}...\n");
+    let text = format!("version: 1\ngeneration: 1\n{network}\n{own}\npeers:\n{peers}...\n");
     NodeConfig::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
@@ -44,6 +48,7 @@ const CLOUD_SUBNETS: &str =
 /// edge1 with the connector and, in a community, edge2.
 pub fn edge() -> NodeConfig {
     document(
+        EVERYWHERE,
         "id: C=CN, O=fabedge.io, CN=fabedge.edge1
 name: fabedge.edge1
 type: EdgeNode
@@ -65,6 +70,7 @@ pub fn connector() -> NodeConfig {
   subnets: [10.99.0.0/16]
   nodeSubnets: [10.30.8.5]";
     document(
+        BEYOND,
         &unindent(&format!("{CONNECTOR}{CLOUD_SUBNETS}")),
         &[edge_peer("edge1", 66), edge_peer("edge2", 67), other.to_owned()],
     )
@@ -73,6 +79,7 @@ pub fn connector() -> NodeConfig {
 /// What the other cloud nodes read: everything by way of the connector.
 pub fn cloud() -> NodeConfig {
     document(
+        BEYOND,
         &unindent(&format!(
             "id: C=CN, O=fabedge.io, CN=fabedge.cloud
             name: fabedge.cloud
