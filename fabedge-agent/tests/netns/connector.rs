@@ -4,7 +4,7 @@ use fabedge_agent::desired::{firewall, routes, sysctl};
 
 use super::documents::{self, MASQUERADE};
 use super::space::{Space, in_space, sh};
-use super::world::{Agent, OPEN, Role, assert_seen, count, own, tunnel, wire};
+use super::world::{Agent, OPEN, Role, assert_seen, count, counts, own, tunnel, wire};
 
 const CONNECTOR: Role = Role {
     sysctl: sysctl::connector,
@@ -181,7 +181,7 @@ fn a_connector_without_its_tunnel_device_sends_nothing_in_plaintext() {
         let leaked = addresses.map(|address| world.cloud.udp(address));
         sh("ip route replace default via 10.20.8.23");
         let near_pod = world.pod.udp("10.233.64.10:0");
-        let leaks = || [0, 1, 2].map(|i| count(&near_pod, addresses[i], &leaked[i]));
+        let leaks = || counts([0, 1, 2].map(|i| (&near_pod, addresses[i], &leaked[i])));
         assert_eq!(leaks(), [10; 3], "the test would notice");
         let mut agent = Agent::new().await;
         agent.apply(CONNECTOR, &documents::connector(), &MASQUERADE).await;

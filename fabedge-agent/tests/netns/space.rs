@@ -8,10 +8,11 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use fabedge_agent::subsystem::{Outcome, Phase, Subsystem};
 use rustix::thread::UnshareFlags;
+
+use super::world::PATIENCE;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -67,7 +68,7 @@ impl Space {
         let address = address.to_owned();
         let socket =
             self.run(move || UdpSocket::bind(&address).unwrap_or_else(|e| panic!("binding {address}: {e}")));
-        socket.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     }
 }

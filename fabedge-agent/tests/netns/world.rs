@@ -2,6 +2,7 @@
 //! where, under which address.
 
 use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 use fabedge_agent::desired::Options;
 use fabedge_agent::desired::firewall::Firewall as DesiredFirewall;
@@ -15,6 +16,12 @@ use fabedge_agent::sysctl::Sysctl;
 use fabedge_common::config::NodeConfig;
 
 use super::space::{Space, assert_fine, pass, sh};
+
+/// Packets of one probe.
+const PROBES: usize = 10;
+
+/// How long a packet may take; only what does not arrive costs this time.
+pub const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Nothing but our own rules may be what stops a packet.
 pub const OPEN: &str = "
@@ -107,13 +114,29 @@ pub struct Role {
 
 /// Sends ten packets to `address`, and tells how many of them arrive at `at`.
 pub fn count(from: &UdpSocket, address: &str, at: &UdpSocket) -> usize {
-    drain(at);
-    for _ in 0..10 {
-        // A refusal is what some tests are about; it shows as packets that do not arrive.
-        drop(from.send_to(b"probe", address));
+    counts([(from, address, at)])[0]
+}
+
+/// As [`count`], of several at once: that nothing arrives takes time to tell.
+pub fn counts<const N: usize>(probes: [(&UdpSocket, &str, &UdpSocket); N]) -> [usize; N] {
+    for (_, _, at) in probes {
+        drain(at);
     }
-    let mut buffer = [0; 16];
-    std::iter::from_fn(|| at.recv_from(&mut buffer).ok()).count()
+    for _ in 0..PROBES {
+        for (from, address, _) in probes {
+            // A refusal is what some tests are about; it shows as packets that do not arrive.
+            drop(from.send_to(b"probe", address));
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut arrived = [0; N];
+    while Instant::now() < deadline && arrived.iter().any(|count| *count < PROBES) {
+        std::thread::sleep(Duration::from_millis(5));
+        for (count, (_, _, at)) in arrived.iter_mut().zip(probes) {
+            *count += drain(at);
+        }
+    }
+    arrived
 }
 
 /// Under which address `at` sees what `from` sends to `address`, after which it answers and `from` hears it; none
@@ -141,8 +164,10 @@ pub fn assert_seen(from: &UdpSocket, address: &str, at: &UdpSocket, source: &str
     assert_eq!(seen.to_string(), source, "from {from:?} to {address}");
 }
 
-fn drain(socket: &UdpSocket) {
+/// Takes what has arrived, and tells how much that was.
+fn drain(socket: &UdpSocket) -> usize {
     socket.set_nonblocking(true).unwrap();
-    while socket.recv(&mut [0; 16]).is_ok() {}
+    let count = std::iter::from_fn(|| socket.recv(&mut [0; 16]).ok()).count();
     socket.set_nonblocking(false).unwrap();
+    count
 }
