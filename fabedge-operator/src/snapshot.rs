@@ -49,8 +49,6 @@ pub struct Community {
 /// Another cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
-    /// Its pod and service prefixes.
-    pub cidrs: Vec<IpNet>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
 }
@@ -116,6 +114,14 @@ pub struct Settings {
     pub service_cidrs: Vec<IpNet>,
     /// How edges reach each other; by reachability when absent.
     pub edge_to_edge: Option<EdgeToEdge>,
+}
+
+impl Settings {
+    /// Ranges of pod prefixes, given out or not.
+    pub fn pod_ranges(&self) -> impl Iterator<Item = IpNet> + '_ {
+        let pools = self.edge_pools.iter().map(|pool| pool.range);
+        self.cluster_cidrs.iter().copied().chain(pools)
+    }
 }
 
 impl Node {

@@ -3,7 +3,7 @@
 mod operator;
 mod watch;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -14,7 +14,7 @@ use crate::args;
 use crate::finding::Finding;
 use crate::observe::memory;
 use crate::observe::{self, Memory, Observation};
-use crate::publish::{self, Output};
+use crate::publish::{self, Output, files};
 use crate::topology::{self, Previous, Topology, render};
 
 /// What the manifests said when they were last good, in the output folder: a restart must not lose it. No node can
@@ -28,13 +28,22 @@ pub enum Error {
     /// The folder could not be listed.
     #[error(transparent)]
     Folder(#[from] observe::folder::Error),
+    /// Two operators would undo each other's work.
+    #[error(
+        "{} is held by another operator that writes to the same folder: stop it, or choose another --out",
+        path.display()
+    )]
+    Busy {
+        /// The lock file.
+        path: PathBuf,
+    },
     /// What an earlier process knew could not be read or written.
     #[error("{action} {}", path.display())]
     State {
         /// What was attempted.
         action: &'static str,
         /// On which file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
@@ -48,6 +57,9 @@ pub enum Error {
     #[error("installing the handler of SIGTERM")]
     Signal(#[source] io::Error),
 }
+
+/// Held while an operator writes to the output folder; freed by the kernel when it ends, however it ends.
+const LOCK: &str = "_lock";
 
 /// What `render` prints.
 #[derive(Debug)]
@@ -110,6 +122,23 @@ fn recall(out: &Path) -> Result<Option<Memory>, Error> {
     }
 }
 
+/// Takes the output folder for this process, as long as the file lives.
+fn lock(out: &Path) -> Result<fs::File, Error> {
+    let path = out.join(LOCK);
+    let failed = |source| Error::State {
+        action: "locking",
+        path: path.clone(),
+        source,
+    };
+    files::create_folder(out, 0o755).map_err(failed)?;
+    let file = fs::File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::Busy { path }),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
 /// The topology, with findings that tell where the object stands.
 fn compute(observation: &Observation, previous: &Previous) -> Option<(Topology, Vec<Finding>)> {
     let settings = observation.settings.as_ref()?;
@@ -125,6 +154,7 @@ fn compute(observation: &Observation, previous: &Previous) -> Option<(Topology, 
 /// # Errors
 /// When the first pass cannot be made at all. Later ones are tried again.
 pub async fn run(args: &args::Standalone, clock: impl Fn() -> OffsetDateTime) -> Result<bool, Error> {
+    let _lock = lock(&args.out)?;
     // Before the first reading, so that no change falls between the two.
     let mut watch = watch::Watch::new(&args.folder, Duration::from_secs(args.poll)).map_err(Error::Signal)?;
     let mut operator = operator::Operator::new(args)?;

@@ -159,6 +159,14 @@ fn follows_the_folder_and_keeps_what_was_good() {
     assert!(world.document("edge1").generation > 0);
     assert_eq!(world.document("edge3"), untouched, "not concerned");
 
+    let second = world.command().arg("--once").output().unwrap();
+    assert_eq!(second.status.code(), Some(2));
+    assert!(
+        String::from_utf8(second.stderr)
+            .unwrap()
+            .contains("held by another operator")
+    );
+
     // A slip of the pen: named with file and line, and nothing stops working.
     world.put(
         "node-community.yaml",

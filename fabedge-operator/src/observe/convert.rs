@@ -112,7 +112,8 @@ pub fn cluster(name: &str, cluster: &api::Cluster) -> Result<Cluster, Vec<Fault>
     if !is_label(name) {
         faults.push(Fault::new("metadata.name", "is not one DNS label"));
     }
-    let cidrs = prefixes("spec.cidrs", &cluster.spec.cidrs, &mut faults);
+    // Checked though not used here: its endpoints say it in more detail.
+    prefixes("spec.cidrs", &cluster.spec.cidrs, &mut faults);
     let spellings = [
         ("spec.endpoints", &cluster.spec.endpoints),
         ("spec.endPoints", &cluster.spec.end_points),
@@ -129,7 +130,7 @@ pub fn cluster(name: &str, cluster: &api::Cluster) -> Result<Cluster, Vec<Fault>
             endpoints.extend(endpoint(name, &format!("{field}[{i}]"), given, &mut faults));
         }
     }
-    done(Cluster { cidrs, endpoints }, faults)
+    done(Cluster { endpoints }, faults)
 }
 
 fn endpoint(cluster: &str, field: &str, given: &api::Endpoint, faults: &mut Vec<Fault>) -> Option<Endpoint> {

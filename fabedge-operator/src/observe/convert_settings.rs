@@ -90,6 +90,22 @@ pub fn settings(object: &api::Settings) -> Result<Settings, Vec<Fault>> {
             ));
         }
     }
+    for (i, text) in spec.connector_public_addresses.iter().enumerate() {
+        let Ok(ip) = text.parse::<IpAddr>() else { continue };
+        let pods = cluster_cidrs
+            .iter()
+            .copied()
+            .chain(edge_pools.iter().map(|pool| pool.range));
+        for net in pods
+            .chain(service_cidrs.iter().copied())
+            .filter(|net| net.contains(&ip))
+        {
+            faults.push(Fault::new(
+                format!("spec.connectorPublicAddresses[{i}]"),
+                format!("{ip} lies in {net}, so edges would send the tunnel into itself: it must be a node's address"),
+            ));
+        }
+    }
     let edge_to_edge = spec
         .edge_to_edge
         .as_deref()

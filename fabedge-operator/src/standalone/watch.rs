@@ -67,15 +67,16 @@ impl Watch {
             _ = self.terminate.recv() => return false,
             _ = self.interrupt.recv() => return false,
             () = sleep_until(poll) => return true,
-            _ = self.events.recv(), if notified => {}
+            // None: the watcher is gone, the poll is what remains.
+            Some(()) = self.events.recv(), if notified => {}
         }
         let end = Instant::now() + SETTLE_AT_MOST;
-        while Instant::now() < end
-            && timeout_at(end.min(Instant::now() + SETTLE), self.events.recv())
-                .await
-                .is_ok()
-        {
-            debug!("the folder is still changing");
+        loop {
+            let quiet = end.min(Instant::now() + SETTLE);
+            match timeout_at(quiet, self.events.recv()).await {
+                Ok(Some(())) if Instant::now() < end => debug!("the folder is still changing"),
+                _ => break,
+            }
         }
         true
     }

@@ -5,11 +5,17 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+/// Owner of the addresses of cloud nodes. An edge may have the same in a network of its own: it reaches the cloud's
+/// through the tunnel.
+pub(super) const CLOUD_ADDRESSES: &str = "the cloud nodes' addresses";
+
 /// Disjoint prefixes with their owners. A lookup takes logarithmic time, for there may be tens of thousands.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// First address (family before number) -> the prefix that begins there.
     taken: BTreeMap<(bool, u128), (IpNet, String)>,
+    /// Addresses that edges have in networks of their own, and whose they are. Many may have the same.
+    underlay: BTreeMap<(bool, u128), (IpAddr, String)>,
 }
 
 impl Claims {
@@ -32,6 +38,22 @@ impl Claims {
                 Ok(())
             }
         }
+    }
+
+    /// Notes that `owner` has this address in a network of its own, so that no prefix may hold it.
+    pub(super) fn occupy(&mut self, ip: IpAddr, owner: &str) {
+        self.underlay
+            .entry(key(ip))
+            .or_insert_with(|| (ip, owner.to_owned()));
+    }
+
+    /// An address within `net` that somebody has in a network of his own.
+    pub(super) fn occupied(&self, net: IpNet) -> Option<(IpAddr, &str)> {
+        let (_, (ip, owner)) = self
+            .underlay
+            .range(key(net.network())..=key(net.broadcast()))
+            .next()?;
+        Some((*ip, owner))
     }
 
     /// Claims all of `nets` or none.
@@ -88,6 +110,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn addresses_within_a_prefix_are_found() {
+        let mut claims = Claims::default();
+        for (ip, owner) in [
+            ("192.168.50.2", "edge1"),
+            ("192.168.50.2", "edge3"),
+            ("fd00::2", "edge1"),
+        ] {
+            claims.occupy(ip.parse().unwrap(), owner);
+        }
+        let found = |net: &str| claims.occupied(net.parse().unwrap()).map(|(_, owner)| owner);
+        assert_eq!(found("192.168.50.0/24"), Some("edge1"));
+        assert_eq!(found("192.168.50.2/32"), Some("edge1"));
+        assert_eq!(found("fd00::/64"), Some("edge1"));
+        assert_eq!(found("192.168.51.0/24"), None);
+        assert_eq!(found("::/64"), None, "families are apart");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use fabedge_common::config::{CLOUD, CONNECTOR, Endpoint, EndpointType, MAX_SELECTORS};
 use ipnet::IpNet;
 
-use super::claims::Claims;
+use super::claims::{CLOUD_ADDRESSES, Claims};
 use super::endpoints::Roles;
 use crate::finding::Finding;
 use crate::snapshot::{ClusterSnapshot, CniType, Node, Settings, distinguished_name};
@@ -77,7 +77,8 @@ pub(super) fn cloud(
         port: settings.connector_public_port,
     };
     limit_selectors(&mut connector, findings);
-    let others = (!roles.cloud.is_empty()).then(|| {
+    // A second connector node is one of the others as long as the connector does not run there.
+    let others = (!roles.cloud.is_empty() || roles.connectors.len() > 1).then(|| {
         let name = format!("{}.{CLOUD}", settings.cluster);
         Endpoint {
             id: distinguished_name(&name),
@@ -121,6 +122,15 @@ fn node_subnets<'a>(
                 "has no InternalIP, so edges do not reach it: give it one",
             ));
         }
+        for ip in &node.internal_ips {
+            if let Some(net) = settings.pod_ranges().find(|net| net.contains(ip)) {
+                findings.push(Finding::error(
+                    format!("Node {name}"),
+                    "status.addresses",
+                    format!("{ip} lies in the pod prefix {net}, so edges send what is for the node to pods: renumber one"),
+                ));
+            }
+        }
         all.extend(&node.internal_ips);
     }
     let mut nets: Vec<IpNet> = gateways.iter().copied().map(IpNet::from).collect();
@@ -137,7 +147,7 @@ fn node_subnets<'a>(
         .filter_map(|text| text.parse::<IpAddr>().ok());
     for net in nets.iter().copied().chain(public.map(IpNet::from)) {
         // A pod prefix that held one of these would take the tunnels' own packets.
-        if let Err((other, owner)) = claims.claim(net, "the cloud nodes' addresses") {
+        if let Err((other, owner)) = claims.claim(net, CLOUD_ADDRESSES) {
             findings.push(Finding::error(
                 "connector",
                 "nodeSubnets",
@@ -244,7 +254,16 @@ pub(super) fn foreign(
                 ));
                 continue;
             }
-            match claims.claim_all(&IpNet::aggregate(&connector.subnets), &object) {
+            let subnets = IpNet::aggregate(&connector.subnets);
+            if let Some((ip, owner)) = subnets.iter().find_map(|net| claims.occupied(*net)) {
+                findings.push(Finding::error(
+                    &object,
+                    "spec.endpoints",
+                    format!("its prefixes hold {ip}, which {owner} has in its own network: its connector is left out"),
+                ));
+                continue;
+            }
+            match claims.claim_all(&subnets, &object) {
                 Ok(()) => found.push(connector.clone()),
                 Err((net, other, owner)) => findings.push(Finding::error(
                     &object,

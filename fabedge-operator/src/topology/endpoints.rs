@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::Previous;
 use super::allocate::allocate;
-use super::claims::Claims;
+use super::claims::{CLOUD_ADDRESSES, Claims};
 use crate::finding::Finding;
 use crate::snapshot::{ClusterSnapshot, CniType, EdgeToEdge, Node, Settings, distinguished_name};
 
@@ -131,14 +131,11 @@ pub(super) fn edges(
     for (name, node) in order {
         let object = format!("Node {name}");
         let endpoint = subnets.get(name).and_then(|(field, subnets)| {
-            if let Err((net, other, owner)) = claims.claim_all(subnets, &object) {
+            if let Err((field, why)) = claim(&object, field, subnets, node, settings, claims) {
                 findings.push(Finding::error(
                     &object,
-                    *field,
-                    format!(
-                        "{net} overlaps {other} of {owner}, which had it first: the edge is left out; \
-                         give it a prefix of its own"
-                    ),
+                    field,
+                    format!("{why}: the edge is left out; {MEND}"),
                 ));
                 return None;
             }
@@ -151,6 +148,60 @@ pub(super) fn edges(
     }
     debug_assert!(edges.found.len() + edges.unresolved.len() <= snapshot.nodes.len());
     edges
+}
+
+const MEND: &str = "give it a prefix of its own";
+
+/// Takes the edge's prefixes and addresses, unless somebody who was there first stands in the way. A pod prefix that
+/// held a node's own address would take that node's own network into the tunnel.
+fn claim(
+    object: &str,
+    field: &'static str,
+    subnets: &[IpNet],
+    node: &Node,
+    settings: &Settings,
+    claims: &mut Claims,
+) -> Result<(), (&'static str, String)> {
+    if let Some((net, ip, owner)) = subnets
+        .iter()
+        .find_map(|net| claims.occupied(*net).map(|(ip, owner)| (net, ip, owner)))
+    {
+        return Err((
+            field,
+            format!("{net} holds {ip}, which {owner} has in its own network"),
+        ));
+    }
+    let named = node.public_addresses.iter().filter_map(|text| text.parse().ok());
+    let addresses: BTreeSet<IpAddr> = node.internal_ips.iter().copied().chain(named).collect();
+    for ip in &addresses {
+        let range = settings
+            .pod_ranges()
+            .chain(subnets.iter().copied())
+            .find(|net| net.contains(ip));
+        let claimed = || {
+            claims
+                .overlapping(IpNet::from(*ip))
+                .filter(|(_, owner)| *owner != CLOUD_ADDRESSES)
+        };
+        if let Some(net) = range.or_else(|| claimed().map(|(net, _)| net)) {
+            return Err((
+                "status.addresses",
+                format!(
+                    "its own address {ip} lies in the pod prefix {net}, so its own network would be cut off"
+                ),
+            ));
+        }
+    }
+    claims.claim_all(subnets, object).map_err(|(net, other, owner)| {
+        (
+            field,
+            format!("{net} overlaps {other} of {owner}, which had it first"),
+        )
+    })?;
+    for ip in addresses {
+        claims.occupy(ip, object);
+    }
+    Ok(())
 }
 
 /// Whether the node was published with the prefixes that it claims now. One that has moved to others is a newcomer

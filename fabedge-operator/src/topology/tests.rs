@@ -299,6 +299,53 @@ fn prefixes_that_would_take_what_is_not_an_edges() {
     }
 }
 
+/// Pods in a prefix that holds the node's own address would take its own network into the tunnel.
+#[test]
+fn prefixes_and_the_edges_own_networks_are_apart() {
+    let with = |edge2: Node, published: bool| {
+        let mut snapshot = world();
+        snapshot.nodes.insert("edge2".to_owned(), edge2);
+        let mut previous = Previous::default();
+        if published {
+            previous
+                .subnets
+                .insert("edge2".to_owned(), snapshot.nodes["edge2"].pod_cidrs.clone());
+        }
+        let (topology, findings) = compute(&snapshot, &settings(), &previous);
+        let names = topology.edges.keys().cloned().collect::<Vec<_>>();
+        (names, findings)
+    };
+    let (names, findings) = with(node("edge", "192.168.50.0/24", "172.16.2.2"), false);
+    assert_eq!(names, ["edge1", "edge3"]);
+    says(
+        &findings,
+        "Node edge2: spec.podCIDRs: 192.168.50.0/24 holds 192.168.50.2, which Node edge1 has",
+    );
+    let (names, findings) = with(node("edge", "192.168.50.0/24", "172.16.2.2"), true);
+    assert_eq!(names, ["edge2"], "who was there first stays");
+    says(
+        &findings,
+        "Node edge3: status.addresses: its own address 192.168.50.2 lies in the pod prefix 192.168.50.0/24",
+    );
+    for (ip, net) in [
+        ("10.233.66.9", "10.233.64.0/18"),
+        ("10.233.1.1", "10.233.0.0/18"),
+        ("10.99.0.9", "10.99.0.0/24"),
+    ] {
+        let (names, findings) = with(node("edge", "10.99.0.0/24", ip), true);
+        assert_eq!(names, ["edge1", "edge3"]);
+        says(
+            &findings,
+            &format!("its own address {ip} lies in the pod prefix {net}"),
+        );
+    }
+    // But the same private address as a cloud node's is nobody's fault.
+    assert_eq!(
+        with(node("edge", "10.233.67.0/24", "10.20.8.23"), false).0,
+        ["edge1", "edge2", "edge3"]
+    );
+}
+
 #[test]
 fn a_pool_gives_each_edge_a_prefix_of_each_family() {
     let pool = |range: &str, prefix_len| Pool {
