@@ -12,10 +12,13 @@ use anyhow::{Context, Result, bail};
 
 use super::Options;
 use crate::places::Places;
+use crate::progress::tail;
 use crate::setup::kernels::{self, Version};
 use crate::setup::root;
 
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+/// A busy machine may take its time to start a program.
+const SHARE_PATIENCE: Duration = Duration::from_secs(30);
 /// Security features that cost instructions and protect nothing here.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 init_on_alloc=0 apparmor=0 pti=off mitigations=off nokaslr \
                             random.trust_cpu=on";
@@ -76,7 +79,10 @@ pub fn start(places: &Places, options: &Options, folder: &Path, version: Version
     .args(["-append", &append, "-device", "virtio-rng-pci"])
     .args(["-serial", &format!("file:{}", folder.join("console").display())]);
     for tag in ["base", "box"] {
-        qemu.args(["-chardev", &format!("socket,id={tag},path={}", socket(tag))]);
+        qemu.args([
+            "-chardev",
+            &format!("socket,id={tag},path={}", socket(folder, tag)),
+        ]);
         qemu.args([
             "-device",
             &format!("vhost-user-fs-pci,chardev={tag},tag={tag},queue-size=1024"),
@@ -103,9 +109,11 @@ pub fn start(places: &Places, options: &Options, folder: &Path, version: Version
     Ok(children)
 }
 
-/// Relative to the machine's folder: a socket's whole path may not exceed 107 bytes.
-fn socket(tag: &str) -> String {
-    format!("{tag}.socket")
+/// Relative to the machine's folder, since a socket's whole path may not exceed 107 bytes; with the folder's name in
+/// it, since virtiofsd locks a file named after the path it is given.
+fn socket(folder: &Path, tag: &str) -> String {
+    let machine = folder.file_name().unwrap_or_default().to_string_lossy();
+    format!("{machine}-{tag}.socket")
 }
 
 /// Serves a folder to the guest.
@@ -117,7 +125,7 @@ fn share(
     folder: &Path,
     log: &File,
 ) -> Result<Child> {
-    let path = socket(tag);
+    let path = socket(folder, tag);
     let mut child = dying_with_us(VIRTIOFSD, options)
         .arg(format!("--socket-path={path}"))
         .args(["-o", &format!("source={}", source.display())])
@@ -131,13 +139,15 @@ fn share(
         .with_context(|| format!("starting {VIRTIOFSD}"))?;
     let started = Instant::now();
     while !folder.join(&path).exists() {
-        if child.try_wait()?.is_some() || started.elapsed() > Duration::from_secs(10) {
+        let ended = child.try_wait()?;
+        if ended.is_some() || started.elapsed() > SHARE_PATIENCE {
             child.kill()?;
             child.wait()?;
             bail!(
-                "virtiofsd did not serve {}; see {}",
+                "virtiofsd did not serve {} ({}):\n{}",
                 source.display(),
-                folder.join("processes.log").display()
+                ended.map_or("no socket in time".to_owned(), |status| status.to_string()),
+                tail(&folder.join("processes.log"), 0)
             );
         }
         std::thread::sleep(Duration::from_millis(5));
