@@ -78,6 +78,8 @@ impl Facts {
         let mut seen = [false; 2];
         self.links
             .values()
+            // Its addresses are not the node's: the kernel does not answer to them.
+            .filter(|link| link.name != marks::ANCHOR_DEVICE)
             .flat_map(|link| &link.addresses)
             .map(IpNet::addr)
             .filter(|addr| subnets.iter().any(|net| net.contains(addr)))

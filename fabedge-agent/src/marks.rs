@@ -39,3 +39,9 @@ pub const CONNECTION_PREFIX: &str = "fabedge-";
 
 /// Directory of pinned maps and links.
 pub const BPF_DIR: &str = "/sys/fs/bpf/fabedge";
+
+/// The bridge, never up, that holds addresses for charon's kernel-libipsec; see [`crate::tunnels::anchors`].
+pub const ANCHOR_DEVICE: &str = "fabedge-anchor";
+
+/// The table, never looked up, to which charon's kernel-libipsec writes its routes.
+pub const ANCHOR_TABLE: u32 = 64250;

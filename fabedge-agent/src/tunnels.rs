@@ -3,15 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::desired::tunnels as desired;
 use crate::facts::TunnelKind;
+use crate::netlink::{self, Netlink};
 use crate::subsystem::{self, Outcome, Phase, Subsystem};
 
+pub mod anchors;
 pub mod credentials;
 pub mod events;
 pub mod initiate;
+pub mod leftovers;
 pub mod messages;
 pub mod plan;
 pub mod report;
@@ -19,8 +22,9 @@ pub mod vici;
 
 use credentials::{Files, Material, Paths};
 use initiate::Initiator;
+use leftovers::Leftovers;
 use messages::{Conns, ListSa, Stats};
-use plan::{Actual, Ike, SaPlan};
+use plan::{Actual, Doomed, Ike, SaPlan};
 use report::Report;
 use vici::{Connection, Empty};
 
@@ -29,6 +33,9 @@ const LIBIPSEC_PLUGIN: &str = "kernel-libipsec";
 
 /// How long charon may take to list its SAs: some 0.1 ms each, and it waits for those that are being changed.
 const LIST_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long the other end has for closing what it should, and SAs of a killed charon for being replaced.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -72,6 +79,12 @@ pub enum Error {
     /// Key or certificates are not fit for use.
     #[error(transparent)]
     Credentials(#[from] credentials::Error),
+    /// The kernel's IPsec states or policies.
+    #[error(transparent)]
+    Leftovers(#[from] leftovers::Error),
+    /// Links, addresses or routes.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
     /// An earlier action of the same pass found charon gone.
     #[error("charon is gone; the next pass tries again")]
     Gone,
@@ -110,6 +123,11 @@ pub struct Tunnels {
     loaded: BTreeMap<String, desired::Connection>,
     material: Option<Material>,
     initiator: Option<Initiator>,
+    netlink: Option<Netlink>,
+    /// Since when this life of charon lasts, as long as the kernel may hold what an earlier one left.
+    sweeping: Option<Instant>,
+    /// Since when children are here that should not be.
+    excess: BTreeMap<Doomed, Instant>,
     /// Connections as last desired and SAs as last seen.
     report: Report,
 }
@@ -125,6 +143,10 @@ pub struct Plan {
     pub sas: SaPlan,
     /// The key to take from charon, as it is of no use any more.
     pub unload_key: Option<String>,
+    /// Addresses that charon needs to perform ESP itself.
+    pub anchors: anchors::Plan,
+    /// States and policies that a killed charon left in the kernel.
+    pub leftovers: Leftovers,
 }
 
 impl Tunnels {
@@ -138,6 +160,9 @@ impl Tunnels {
             loaded: BTreeMap::new(),
             material: None,
             initiator: None,
+            netlink: None,
+            sweeping: None,
+            excess: BTreeMap::new(),
             report: Report::default(),
         }
     }
@@ -193,6 +218,8 @@ impl Tunnels {
                     tracing::info!(pid = instance.pid, since = instance.since, "charon answers");
                     self.loaded.clear();
                     self.material = None;
+                    self.excess.clear();
+                    self.sweeping = Some(Instant::now());
                     self.instance = Some(instance);
                 }
                 self.kind = Some(if stats.plugins.iter().any(|plugin| plugin == LIBIPSEC_PLUGIN) {
@@ -213,6 +240,64 @@ impl Tunnels {
             connections: conns.conns.into_iter().collect(),
             ikes: list_ikes(vici).await?,
         })
+    }
+
+    /// What charon and the kernel hold, and what of the latter is to go.
+    async fn observe_all(&mut self, desired: &desired::Tunnels) -> Result<(Actual, Leftovers), Error> {
+        let connected = self.connect().await.map(|_| ());
+        if let (Err(vici::Error::Absent { .. }), true) = (&connected, desired.connections.is_empty()) {
+            // Without a charon nothing of ours can be in use, and nothing is wanted.
+            return Ok((Actual::default(), leftovers::list().unwrap_or_default()));
+        }
+        connected?;
+        if self.sweeping.is_none() || self.kind != Some(TunnelKind::Xfrm) {
+            return Ok((self.observe().await?, Leftovers::default()));
+        }
+        // In this order: what charon installs in between is in neither.
+        let listed = leftovers::list()?;
+        let actual = self.observe().await?;
+        let unknown = listed.unknown(&actual.ikes);
+        if unknown.is_empty() {
+            self.sweeping = None;
+        }
+        if self.sweeping.is_some_and(|since| since.elapsed() > GRACE) {
+            return Ok((actual, unknown));
+        }
+        let wanted = desired
+            .connections
+            .values()
+            .map(|connection| connection.reqid)
+            .collect();
+        let replaced = unknown.replaced(&wanted, &actual.ikes);
+        Ok((actual, replaced))
+    }
+
+    /// The addresses that charon lacks or has too many of.
+    async fn plan_anchors(&mut self, desired: &desired::Tunnels) -> Result<anchors::Plan, netlink::Error> {
+        if self.kind == Some(TunnelKind::Xfrm) && !anchors::wanted(desired) {
+            return Ok(anchors::Plan::default());
+        }
+        let netlink = self.netlink()?;
+        Ok(anchors::plan(desired, &anchors::observe(&netlink).await?))
+    }
+
+    fn netlink(&mut self) -> Result<Netlink, netlink::Error> {
+        let netlink = match self.netlink.take() {
+            Some(netlink) => netlink,
+            None => Netlink::open()?,
+        };
+        Ok(self.netlink.insert(netlink).clone())
+    }
+
+    /// Children that should not be and that have been here for long.
+    fn overdue(&mut self, desired: &desired::Tunnels, actual: &Actual) -> Vec<Doomed> {
+        let excess = plan::excess(desired, actual);
+        self.excess.retain(|child, _| excess.contains(child));
+        for child in excess {
+            self.excess.entry(child).or_insert_with(Instant::now);
+        }
+        let overdue = self.excess.iter().filter(|(_, since)| since.elapsed() > GRACE);
+        overdue.map(|(child, _)| child.clone()).collect()
     }
 
     /// Key and certificates as the files have them now, if they are fit for use.
@@ -317,7 +402,11 @@ impl Tunnels {
     }
 
     async fn grow(&mut self, plan: &Plan) -> Vec<Outcome> {
-        let mut outcomes = Vec::new();
+        let mut outcomes = match self.netlink() {
+            _ if plan.anchors == anchors::Plan::default() => Vec::new(),
+            Ok(netlink) => anchors::grow(&netlink, &plan.anchors).await,
+            Err(error) => vec![Outcome::new("add", "anchors", Err(error))],
+        };
         if let Some(reason) = &plan.refused {
             outcomes.push(Outcome::new("load", "certificate", Err(reason.clone())));
         }
@@ -402,6 +491,20 @@ impl Tunnels {
             self.material = None;
             outcomes.push(Outcome::new("unload", format_args!("key {id}"), result));
         }
+        for policy in &plan.leftovers.policies {
+            let object = format!("IPsec policy {} -> {}", policy.source, policy.destination);
+            outcomes.push(Outcome::new("delete", object, leftovers::delete_policy(policy)));
+        }
+        for state in &plan.leftovers.states {
+            let object = format!("IPsec state {:#x} to {}", state.spi, state.destination);
+            outcomes.push(Outcome::new("delete", object, leftovers::delete_state(state)));
+        }
+        if plan.anchors != anchors::Plan::default() {
+            match self.netlink() {
+                Ok(netlink) => outcomes.extend(anchors::shrink(&netlink, &plan.anchors).await),
+                Err(error) => outcomes.push(Outcome::new("delete", "anchors", Err(error))),
+            }
+        }
         outcomes
     }
 }
@@ -413,9 +516,13 @@ impl Subsystem for Tunnels {
     const NAME: &'static str = "tunnels";
 
     async fn plan(&mut self, desired: &Self::Desired) -> Result<Self::Plan, subsystem::Error> {
-        let actual = self.observe().await?;
+        let (actual, leftovers) = self.observe_all(desired).await?;
         self.report = Report::new(desired, &actual);
-        let mut plan = Plan::default();
+        let mut plan = Plan {
+            leftovers,
+            anchors: self.plan_anchors(desired).await?,
+            ..Plan::default()
+        };
         match desired.connections.values().next() {
             None => plan.unload_key = self.material.as_ref().map(|material| material.key_id.clone()),
             Some(connection) => match self.read_credentials(&connection.local_id) {
@@ -430,6 +537,7 @@ impl Subsystem for Tunnels {
         let same_trust = plan.credentials.is_none()
             || plan.credentials.as_ref().map(trust) == self.material.as_ref().map(trust);
         plan.sas = plan::plan(desired, if same_trust { &self.loaded } else { &none }, &actual);
+        plan.sas.terminate_children.extend(self.overdue(desired, &actual));
         if self.material.is_none() && plan.credentials.is_none() {
             // Without an authority of ours to pin, charon would accept any that it has.
             plan.sas.load.clear();

@@ -243,7 +243,10 @@ pub fn plan(desired: &Tunnels, loaded: &BTreeMap<String, Connection>, actual: &A
         let unwanted =
             ike.name.starts_with(marks::CONNECTION_PREFIX) && !desired.connections.contains_key(&ike.name);
         if unwanted && ike.state != IkeState::Leaving {
-            plan.terminate_ikes.insert(doomed(ike.id, &ike.name));
+            plan.terminate_ikes.insert(Doomed {
+                id: ike.id,
+                name: ike.name.clone(),
+            });
         }
     }
     for (name, connection) in &desired.connections {
@@ -256,40 +259,78 @@ pub fn plan(desired: &Tunnels, loaded: &BTreeMap<String, Connection>, actual: &A
 }
 
 /// Children of `connection` that a better one makes superfluous, and IKE_SAs beside the best child's.
+///
+/// The initiator decides, else both ends might close the one that the other keeps; what it fails to close is
+/// [`excess`] at the other end.
 fn superseded(name: &str, connection: &Connection, ikes: &[Ike], plan: &mut SaPlan) {
-    let own: Vec<&Ike> = ikes
-        .iter()
-        .filter(|ike| ike.name == name && ike.state == IkeState::Established)
-        .collect();
-    let live = || {
-        own.iter()
-            .flat_map(|ike| ike.children.iter().map(|child| (*ike, child)))
-            .filter(|(_, child)| child.state == ChildState::Live)
-    };
-    // Both ends must keep the same one of two equals: the SPIs are what both know.
-    let rank = |child: &Child| {
-        (
-            is_exact(child, connection),
-            std::cmp::Reverse(canonical(child.spis)),
-        )
-    };
-    let Some((home, best)) = live().max_by_key(|(_, child)| rank(child)) else {
+    if !connection.initiate {
+        return;
+    }
+    let Some((home, best)) = best(name, connection, ikes) else {
         return;
     };
-    // Until a child carries what it should, whatever works stays; the newcomers among equals go.
-    for (ike, child) in live().filter(|(_, child)| child.id != best.id) {
-        let replaced =
-            is_exact(best, connection) || child.selectors.is_some() && child.selectors == best.selectors;
-        if replaced && ike.id == home.id {
-            plan.terminate_children.insert(doomed(child.id, &child.name));
+    for (ike, child) in live(name, ikes).filter(|(ike, child)| child.id != best.id && ike.id == home.id) {
+        if replaces(best, child, connection) {
+            plan.terminate_children.insert(doomed(ike, child));
         }
     }
     if is_exact(best, connection) {
-        // One side decides, else both might close the one that the other keeps.
-        for ike in own.iter().filter(|ike| ike.id != home.id && connection.initiate) {
-            plan.terminate_ikes.insert(doomed(ike.id, &ike.name));
+        for ike in ikes
+            .iter()
+            .filter(|ike| ike.name == name && ike.state == IkeState::Established)
+        {
+            if ike.id != home.id {
+                plan.terminate_ikes.insert(Doomed {
+                    id: ike.id,
+                    name: ike.name.clone(),
+                });
+            }
         }
     }
+}
+
+/// Live children of connections in `desired` that carry more than they should, or that a better one replaces, and
+/// that the initiator should therefore have closed. They may be closed when they have been here for long.
+pub fn excess(desired: &Tunnels, actual: &Actual) -> BTreeSet<Doomed> {
+    let mut excess = BTreeSet::new();
+    for (name, connection) in &desired.connections {
+        let best = best(name, connection, &actual.ikes);
+        for (ike, child) in live(name, &actual.ikes) {
+            let replaced =
+                best.is_some_and(|(_, best)| best.id != child.id && replaces(best, child, connection));
+            let too_much = child.selectors.as_ref().is_none_or(|[local, remote]| {
+                !covers(&connection.local, local) || !covers(&connection.remote, remote)
+            });
+            if replaced || too_much {
+                excess.insert(doomed(ike, child));
+            }
+        }
+    }
+    excess
+}
+
+fn live<'a>(name: &'a str, ikes: &'a [Ike]) -> impl Iterator<Item = (&'a Ike, &'a Child)> {
+    ikes.iter()
+        .filter(move |ike| ike.name == name && ike.state == IkeState::Established)
+        .flat_map(|ike| ike.children.iter().map(move |child| (ike, child)))
+        .filter(|(_, child)| child.state == ChildState::Live)
+}
+
+/// The child that carries what it should, else the newest: the kernel sends by the newest, so closing an older one
+/// loses nothing.
+fn best<'a>(name: &'a str, connection: &Connection, ikes: &'a [Ike]) -> Option<(&'a Ike, &'a Child)> {
+    live(name, ikes).max_by_key(|(_, child)| (is_exact(child, connection), child.id))
+}
+
+/// Whether `child` is of no use beside `best`. Until a child carries what it should, whatever works stays.
+fn replaces(best: &Child, child: &Child, connection: &Connection) -> bool {
+    is_exact(best, connection) || child.selectors.is_some() && child.selectors == best.selectors
+}
+
+fn covers(outer: &BTreeSet<IpNet>, inner: &BTreeSet<IpNet>) -> bool {
+    inner
+        .iter()
+        .all(|net| outer.iter().any(|outer| outer.contains(net)))
 }
 
 fn is_exact(child: &Child, connection: &Connection) -> bool {
@@ -301,14 +342,10 @@ fn is_exact(child: &Child, connection: &Connection) -> bool {
             .is_some_and(|[local, remote]| *local == connection.local && *remote == connection.remote)
 }
 
-fn canonical([a, b]: [u32; 2]) -> [u32; 2] {
-    if a < b { [a, b] } else { [b, a] }
-}
-
-fn doomed(id: u32, name: &str) -> Doomed {
+fn doomed(ike: &Ike, child: &Child) -> Doomed {
     Doomed {
-        id,
-        name: name.to_owned(),
+        id: child.id,
+        name: format!("{} of {}", child.name, ike.name),
     }
 }
 

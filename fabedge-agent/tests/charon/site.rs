@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -51,6 +51,18 @@ pub fn kind() -> TunnelKind {
             }
         })
 }
+
+/// What the image has, for the kernel's ESP and for charon's own.
+const CONFIGURATIONS: [(&str, &str); 2] = [
+    (
+        "strongswan.conf",
+        include_str!("../../../images/strongswan/strongswan.conf"),
+    ),
+    (
+        "strongswan-libipsec.conf",
+        include_str!("../../../images/strongswan/strongswan-libipsec.conf"),
+    ),
+];
 
 #[derive(Default)]
 struct Shared {
@@ -122,21 +134,18 @@ impl Site {
 
     /// Starts charon with the configuration that the image has, but for the places of socket and log.
     pub fn start_charon(&mut self) {
-        let images = Path::new(
-            option_env!("FABEDGE_IMAGES").unwrap_or(concat!(env!("CARGO_MANIFEST_DIR"), "/../images")),
-        );
-        let images = std::env::var_os("FABEDGE_IMAGES").map_or(images.to_owned(), PathBuf::from);
-        let conf = images.join("strongswan").join(match self.kind {
-            TunnelKind::Xfrm => "strongswan.conf",
-            TunnelKind::Libipsec => "strongswan-libipsec.conf",
-        });
-        assert!(conf.exists(), "{} is missing", conf.display());
+        for (name, text) in CONFIGURATIONS {
+            fs::write(self.path(name), text).unwrap();
+        }
+        let conf = match self.kind {
+            TunnelKind::Xfrm => CONFIGURATIONS[0].0,
+            TunnelKind::Libipsec => CONFIGURATIONS[1].0,
+        };
         let folder = self.folder.path().display();
         fs::write(
-            self.path("strongswan.conf"),
+            self.path("site.conf"),
             format!(
-                "include {}\ncharon {{\n plugins {{ vici {{ socket = unix://{folder}/charon.vici }} }}\n}}\n",
-                conf.display()
+                "include {conf}\ncharon {{\n plugins {{ vici {{ socket = unix://{folder}/charon.vici }} }}\n}}\n",
             ),
         )
         .unwrap();
@@ -148,7 +157,7 @@ impl Site {
         let charon = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", self.name))
             .arg("/usr/sbin/charon-systemd")
-            .env("STRONGSWAN_CONF", self.path("strongswan.conf"))
+            .env("STRONGSWAN_CONF", self.path("site.conf"))
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
@@ -291,6 +300,13 @@ async fn passes(options: Options, shared: &Mutex<Shared>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let desired = shared.lock().unwrap().desired.clone();
         let mut error = tunnels.tunnel_kind().await.err().map(|e| e.to_string());
+        if desired
+            .as_ref()
+            .is_some_and(|desired| desired.connections.is_empty())
+        {
+            // As in `cleanup`, which must do without charon.
+            error = None;
+        }
         let mut failures = BTreeMap::new();
         let mut empty = false;
         if let (Some(desired), None) = (desired, &error) {

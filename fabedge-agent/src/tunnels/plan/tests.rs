@@ -117,42 +117,45 @@ fn a_changed_selector_set_comes_up_before_the_old_one_goes() {
 }
 
 #[test]
-fn both_ends_keep_the_same_of_two_equals() {
-    let near = connection(1, 0, true);
-    let far = Connection {
-        initiate: false,
-        local: near.remote.clone(),
-        remote: near.local.clone(),
-        ..near.clone()
-    };
-    let children = |c: &Connection, swap: bool| -> Vec<Child> {
-        [[5, 90], [80, 4]]
-            .iter()
-            .zip(1..)
-            .map(|([a, b], id)| Child {
-                spis: if swap { [*b, *a] } else { [*a, *b] },
-                ..child(id, c)
-            })
-            .collect()
-    };
-    for (c, swap) in [(near, false), (far, true)] {
+fn the_initiator_closes_all_but_the_newest_of_equals() {
+    for (initiate, expected) in [(true, vec![1]), (false, vec![])] {
+        let c = connection(1, 0, initiate);
         let wanted = desired(&[(NAME, c.clone())]);
         let actual = Actual {
             connections: BTreeSet::from([NAME.to_owned()]),
-            ikes: vec![ike(1, NAME, children(&c, swap))],
+            ikes: vec![ike(1, NAME, vec![child(1, &c), child(2, &c)])],
         };
         let plan = plan(&wanted, &wanted.connections, &actual);
-        assert_eq!(
-            ids(&plan.terminate_children),
-            [1],
-            "the pair with the smaller SPI stays"
-        );
+        assert_eq!(ids(&plan.terminate_children), expected);
+        assert_eq!(ids(&excess(&wanted, &actual)), [1]);
     }
 }
 
 #[test]
+fn what_carries_more_than_it_should_is_excess() {
+    let c = connection(1, 0, false);
+    let wanted = desired(&[(NAME, c.clone())]);
+    let mut wide = child(1, &c);
+    wide.selectors = Some([c.local.clone(), nets(&["10.1.0.0/16", "10.2.0.0/24"])]);
+    let mut narrow = child(2, &c);
+    narrow.selectors = Some([c.local.clone(), nets(&["10.1.1.0/25"])]);
+    let mut odd = child(3, &c);
+    odd.selectors = None;
+    let actual = Actual {
+        connections: BTreeSet::from([NAME.to_owned()]),
+        ikes: vec![ike(1, NAME, vec![wide, narrow, odd])],
+    };
+    assert_eq!(ids(&excess(&wanted, &actual)), [1, 3]);
+    assert!(
+        plan(&wanted, &wanted.connections, &actual)
+            .terminate_children
+            .is_empty()
+    );
+}
+
+#[test]
 fn only_the_initiator_closes_a_double_ike_sa() {
-    for (initiate, expected) in [(true, vec![2]), (false, vec![])] {
+    for (initiate, expected) in [(true, vec![1]), (false, vec![])] {
         let c = connection(1, 0, initiate);
         let wanted = desired(&[(NAME, c.clone())]);
         let actual = Actual {
