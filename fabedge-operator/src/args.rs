@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 /// FabEdge's control plane.
 ///
@@ -10,6 +11,9 @@ use clap::{Args, Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "fabedge-operator", version)]
 pub struct Cli {
+    /// Log filter, in tracing's syntax: `info`, `fabedge_operator::standalone=debug,info`.
+    #[arg(long, global = true, env = "FABEDGE_LOG", default_value = "info")]
+    pub log: EnvFilter,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

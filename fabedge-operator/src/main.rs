@@ -8,7 +8,6 @@ use fabedge_operator::args::{Cli, Command};
 use fabedge_operator::finding::Severity;
 use fabedge_operator::standalone;
 use time::OffsetDateTime;
-use tracing_subscriber::EnvFilter;
 
 /// Wrong usage, or nothing could be done at all; as clap has it.
 const UNUSABLE: u8 = 2;
@@ -37,12 +36,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             ))
         }
         Command::Standalone(args) => {
-            let filter = EnvFilter::builder()
-                .with_env_var("FABEDGE_LOG")
-                .with_default_directive(tracing::Level::INFO.into())
-                .from_env_lossy();
             tracing_subscriber::fmt()
-                .with_env_filter(filter)
+                .with_env_filter(cli.log)
                 .with_writer(std::io::stderr)
                 .with_ansi(std::io::stderr().is_terminal())
                 .init();

@@ -240,6 +240,36 @@ fn a_bad_ca_is_refused_by_name_and_documents_go_on() {
 }
 
 #[test]
+fn the_end_of_a_ca_is_announced() {
+    let world = World::new();
+    let ca = world.dir.path().join("ca");
+    fs::create_dir(&ca).unwrap();
+    let made = Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.crt", "-days",
+            "170",
+        ])
+        .args(["-subj", "/O=fabedge.io/CN=fabedge"])
+        .current_dir(&ca)
+        .output()
+        .unwrap();
+    assert!(made.status.success());
+    let out = world
+        .command()
+        .arg("--once")
+        .arg("--ca-dir")
+        .arg(&ca)
+        .output()
+        .unwrap();
+    let log = String::from_utf8(out.stderr).unwrap();
+    assert!(
+        out.status.success() && log.contains("WARN") && log.contains("CA: notAfter: it ends on 20"),
+        "{log}"
+    );
+    assert!(!world.out().join("_ca").exists());
+}
+
+#[test]
 fn render_is_for_somebodys_ci() {
     let world = World::new();
     let render = |args: &[&str]| {

@@ -259,10 +259,7 @@ fn pods_go_out_under_their_own_addresses_when_asked_to() {
     in_space(async || {
         let world = World::new();
         let mut agent = Agent::new().await;
-        let direct = Options {
-            masq_outgoing: false,
-            fast_path: true,
-        };
+        let direct = Options { masq_outgoing: false, fast_path: true };
         agent.apply(EDGE, &documents::edge(), &direct).await;
         let pod = world.pod.udp("10.233.66.10:9000");
         let outside = world.lan.udp("198.51.100.9:9000");

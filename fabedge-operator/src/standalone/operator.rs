@@ -18,6 +18,9 @@ use crate::topology::{Previous, Topology, render};
 /// However quiet the folder is, every file of the output is checked and mended this often.
 const FULL_PASS: Duration = Duration::minutes(5);
 
+/// The end of the CA is announced this long before.
+const CA_WARNING: Duration = Duration::days(180);
+
 /// What a pass needs of the passes before it.
 pub(super) struct Operator {
     folder: PathBuf,
@@ -87,7 +90,10 @@ impl Operator {
                 let report = self.publish(&topology, authority.as_ref().ok(), observation.incomplete, now);
                 failures = report.failures.iter().map(|e| chain(e)).collect();
                 match authority {
-                    Ok(authority) => self.authority = Some(authority),
+                    Ok(authority) => {
+                        findings.extend(ending(&authority, now));
+                        self.authority = Some(authority);
+                    }
                     Err(e) => failures.push(chain(&e)),
                 }
                 renew_at = report.renew_at;
@@ -186,6 +192,21 @@ impl Operator {
             error!("{text}; what was published stays");
         }
     }
+}
+
+/// Every certificate ends with its authority, so an end in sight has to be known in time.
+fn ending(authority: &Authority, now: OffsetDateTime) -> Option<Finding> {
+    (authority.not_after() - now < CA_WARNING).then(|| {
+        Finding::warning(
+            "CA",
+            "notAfter",
+            format!(
+                "it ends on {}, and every certificate with it: replace ca.crt and ca.key in time, and see that \
+                 every node gets the new files",
+                authority.not_after().date()
+            ),
+        )
+    })
 }
 
 /// What each edge has now; one with a problem keeps what it had.
