@@ -1,22 +1,26 @@
 //! Where a packet goes. Pure: the maps are behind [`Tables`], so that the host can test every decision.
 
 use fabedge_common::abi::{
-    Flow, POD_LEARNING, POD_SHAPED, Pod, ROUTE_STACK, ROUTE_TUN, ROUTE_XFRM, Reason, Route,
+    POD_LEARNING, POD_SHAPED, Pod, Program, ROUTE_STACK, ROUTE_TUN, ROUTE_XFRM, Reason, Route,
 };
 
 use crate::{
     family::Family,
-    parse::{Bytes, Header, Parse},
+    parse::{Bytes, FlowKey, Header, Parse},
 };
 
 /// The maps of one family, as lookups.
 pub trait Tables<F: Family> {
     /// The route with the longest prefix.
-    fn route(&self, addr: F::Addr) -> Option<Route>;
+    fn route(&self, addr: F::Addr) -> Option<&Route>;
     /// The pod with this address.
-    fn pod(&self, addr: F::Addr) -> Option<Pod>;
+    fn pod(&self, addr: F::Addr) -> Option<&Pod>;
+    /// Whether the stack is known to carry any flow at all.
+    fn stack_carries_any(&self) -> bool;
     /// Whether the stack carries this direction of the flow.
-    fn stack_carries(&self, flow: &Flow) -> bool;
+    fn stack_carries(&self, flow: &FlowKey) -> bool;
+    /// Remembers that it does; true if that is news.
+    fn record(&self, flow: &FlowKey, seen_by: Program) -> bool;
 }
 
 /// What is known of a packet besides its bytes.
@@ -59,41 +63,32 @@ impl From<Reason> for Stack {
 
 /// Verdict of `pod_egress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Egress {
+pub enum Egress<'a> {
     /// Into the tunnel of this route.
-    Tunnel(Route),
+    Tunnel(&'a Route),
     /// To the stack.
     Stack(Stack),
 }
 
 /// Verdict of `tunnel_ingress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ingress {
+pub enum Ingress<'a> {
     /// Into this pod.
-    Pod(Pod),
+    Pod(&'a Pod),
     /// To the stack.
     Stack(Stack),
     /// Nowhere.
     Drop(Reason),
 }
 
-/// What `tunnel_egress` and `pod_ingress` do about a packet that leaves the stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carried {
-    /// Remember that answers, which have this flow, belong to the stack.
-    Record(Flow),
-    /// Nothing: answers could not take the fast path, or may.
-    Ignore,
-}
-
 /// A packet that a pod sends.
 #[inline(always)]
-pub fn pod_egress<F: Parse>(
+pub fn pod_egress<'a, F: Parse>(
     header: &Header<F>,
     bytes: &impl Bytes,
     meta: &Meta,
-    tables: &impl Tables<F>,
-) -> Egress {
+    tables: &'a impl Tables<F>,
+) -> Egress<'a> {
     match pod_egress_route(header, bytes, meta, tables) {
         Ok(route) => Egress::Tunnel(route),
         Err(stack) => Egress::Stack(stack),
@@ -101,12 +96,12 @@ pub fn pod_egress<F: Parse>(
 }
 
 #[inline(always)]
-fn pod_egress_route<F: Parse>(
+fn pod_egress_route<'a, F: Parse>(
     header: &Header<F>,
     bytes: &impl Bytes,
     meta: &Meta,
-    tables: &impl Tables<F>,
-) -> Result<Route, Stack> {
+    tables: &'a impl Tables<F>,
+) -> Result<&'a Route, Stack> {
     if F::is_local_scope(header.dst) {
         return Err(Reason::Multicast.into());
     }
@@ -122,7 +117,7 @@ fn pod_egress_route<F: Parse>(
     if pod.flags & POD_SHAPED != 0 {
         return Err(Reason::Shaped.into());
     }
-    fit(header, bytes, &pod, tables)?;
+    fit(header, bytes, pod, tables)?;
     if exceeds(header, bytes, meta, route.mtu) {
         return Err(Stack {
             reason: Reason::OverMtu,
@@ -134,13 +129,13 @@ fn pod_egress_route<F: Parse>(
 
 /// A packet that came out of a tunnel.
 #[inline(always)]
-pub fn tunnel_ingress<F: Parse>(
+pub fn tunnel_ingress<'a, F: Parse>(
     header: &Header<F>,
     bytes: &impl Bytes,
     sa: Sa,
     source: Option<&Route>,
-    tables: &impl Tables<F>,
-) -> Ingress {
+    tables: &'a impl Tables<F>,
+) -> Ingress<'a> {
     // A redirect goes past the kernel's inbound policy check, so the check is made here: the SA that decrypted the
     // packet must be the one that packets to its source would take.
     let source = match (sa, source) {
@@ -161,12 +156,12 @@ pub fn tunnel_ingress<F: Parse>(
 }
 
 #[inline(always)]
-fn tunnel_ingress_pod<F: Parse>(
+fn tunnel_ingress_pod<'a, F: Parse>(
     header: &Header<F>,
     bytes: &impl Bytes,
     source: &Route,
-    tables: &impl Tables<F>,
-) -> Result<Pod, Stack> {
+    tables: &'a impl Tables<F>,
+) -> Result<&'a Pod, Stack> {
     if F::is_local_scope(header.dst) {
         return Err(Reason::Multicast.into());
     }
@@ -177,7 +172,7 @@ fn tunnel_ingress_pod<F: Parse>(
     if pod.flags & POD_SHAPED != 0 {
         return Err(Reason::Shaped.into());
     }
-    fit(header, bytes, &pod, tables)?;
+    fit(header, bytes, pod, tables)?;
     Ok(pod)
 }
 
@@ -194,8 +189,8 @@ fn fit<F: Parse>(
         // no more than likely; taken for plain wrongly, it does not refresh the record of its flow.
         return Err(Stack { reason, plain: true });
     }
-    let flow = header.flow(bytes)?;
-    if tables.stack_carries(&flow) {
+    let ports = header.ports(bytes)?;
+    if tables.stack_carries_any() && tables.stack_carries(&header.flow(ports)) {
         return Err(Reason::StackFlow.into());
     }
     if let Some(reason) = header.unfit {
@@ -219,19 +214,27 @@ fn exceeds<F: Parse>(header: &Header<F>, bytes: &impl Bytes, meta: &Meta, mtu: u
     F::HEADER + header.segment_header(bytes) + meta.gso_size > mtu
 }
 
-/// A packet that the stack sends into a tunnel.
+/// A packet that the stack sends into a tunnel, and that did not come here as a plain one.
 #[inline(always)]
-pub fn tunnel_egress<F: Parse>(header: &Header<F>, bytes: &impl Bytes, tables: &impl Tables<F>) -> Carried {
-    record(header, bytes, tables.pod(header.src), tables.route(header.dst))
+pub fn tunnel_egress<F: Parse>(header: &Header<F>, bytes: &impl Bytes, tables: &impl Tables<F>) -> Reason {
+    let (pod, route) = (tables.pod(header.src), tables.route(header.dst));
+    record(header, bytes, pod, route, tables, Program::TunnelEgress)
 }
 
-/// A packet that the stack delivers to a pod.
+/// A packet that the stack delivers to a pod, and that did not come here as a plain one.
 #[inline(always)]
-pub fn pod_ingress<F: Parse>(header: &Header<F>, bytes: &impl Bytes, tables: &impl Tables<F>) -> Carried {
+pub fn pod_ingress<F: Parse>(header: &Header<F>, bytes: &impl Bytes, tables: &impl Tables<F>) -> Reason {
     // Most of what a pod receives is from nearby or from outside; one lookup tells.
     match tables.route(header.src) {
-        None => Carried::Ignore,
-        route => record(header, bytes, tables.pod(header.dst), route),
+        None => Reason::Carried,
+        route => record(
+            header,
+            bytes,
+            tables.pod(header.dst),
+            route,
+            tables,
+            Program::PodIngress,
+        ),
     }
 }
 
@@ -241,19 +244,21 @@ pub fn pod_ingress<F: Parse>(header: &Header<F>, bytes: &impl Bytes, tables: &im
 fn record<F: Parse>(
     header: &Header<F>,
     bytes: &impl Bytes,
-    pod: Option<Pod>,
-    route: Option<Route>,
-) -> Carried {
+    pod: Option<&Pod>,
+    route: Option<&Route>,
+    tables: &impl Tables<F>,
+    seen_by: Program,
+) -> Reason {
     match (pod, route) {
         (Some(pod), Some(route)) if pod.flags & POD_SHAPED == 0 && route.flags & ROUTE_STACK == 0 => {}
-        _ => return Carried::Ignore,
+        _ => return Reason::Carried,
     }
     if header.later_fragment || header.unfit == Some(Reason::Options) {
-        return Carried::Ignore;
+        return Reason::Carried;
     }
-    match header.flow(bytes) {
-        Ok(flow) => Carried::Record(flow.reverse()),
-        Err(_) => Carried::Ignore,
+    match header.ports(bytes) {
+        Ok(ports) if tables.record(&header.flow(ports).reverse(), seen_by) => Reason::Recorded,
+        Ok(_) | Err(_) => Reason::Carried,
     }
 }
 

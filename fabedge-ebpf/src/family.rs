@@ -1,7 +1,5 @@
 //! The two address families, so that each decision is written once.
 
-use fabedge_common::abi::mapped;
-
 /// An address family.
 pub trait Family {
     /// An address as words, each with its bytes in network order. Words, because the kernel's BPF machine has no
@@ -12,8 +10,8 @@ pub trait Family {
     /// EtherType.
     const ETHER_TYPE: [u8; 2];
 
-    /// The address as a flow key holds it.
-    fn wide(addr: Self::Addr) -> [u8; 16];
+    /// The address as a flow key holds it: an IPv4 address is mapped.
+    fn wide(addr: Self::Addr) -> [u32; 4];
 
     /// Whether packets to it stay with the stack whatever the routes say: to a group, to all, to this link or to
     /// this host only.
@@ -32,8 +30,8 @@ impl Family for V4 {
     const ETHER_TYPE: [u8; 2] = [0x08, 0x00];
 
     #[inline(always)]
-    fn wide(addr: u32) -> [u8; 16] {
-        mapped(addr.to_ne_bytes())
+    fn wide(addr: u32) -> [u32; 4] {
+        [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), addr]
     }
 
     #[inline(always)]
@@ -50,8 +48,8 @@ impl Family for V6 {
     const ETHER_TYPE: [u8; 2] = [0x86, 0xdd];
 
     #[inline(always)]
-    fn wide(addr: [u32; 4]) -> [u8; 16] {
-        octets(addr)
+    fn wide(addr: [u32; 4]) -> [u32; 4] {
+        addr
     }
 
     #[inline(always)]

@@ -1,13 +1,16 @@
 //! Packets for the tests, made byte by byte.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
-use fabedge_common::abi::{Flow, Pod, Route};
+use fabedge_common::abi::{Flow, Pod, Program, Route};
 
 use crate::{
     classify::Tables,
     family::{Family, V4, V6, octets},
-    parse::Bytes,
+    parse::{Bytes, FlowKey},
 };
 
 /// A packet from its IP header on.
@@ -94,39 +97,51 @@ pub struct Model {
     /// Pods by address.
     pub pods: BTreeMap<[u8; 16], Pod>,
     /// Flows that the stack carries.
-    pub flows: BTreeSet<Flow>,
+    pub flows: RefCell<BTreeSet<Flow>>,
 }
 
 impl Model {
-    fn longest(&self, addr: &[u8]) -> Option<Route> {
+    fn longest(&self, addr: &[u8]) -> Option<&Route> {
         self.routes
             .iter()
             .filter(|(prefix, _)| addr.starts_with(prefix))
             .max_by_key(|(prefix, _)| prefix.len())
-            .map(|(_, route)| *route)
+            .map(|(_, route)| route)
     }
 }
 
 impl Tables<V4> for Model {
-    fn route(&self, addr: u32) -> Option<Route> {
+    fn route(&self, addr: u32) -> Option<&Route> {
         self.longest(&addr.to_ne_bytes())
     }
-    fn pod(&self, addr: u32) -> Option<Pod> {
-        self.pods.get(&V4::wide(addr)).copied()
+    fn pod(&self, addr: u32) -> Option<&Pod> {
+        self.pods.get(&octets(V4::wide(addr)))
     }
-    fn stack_carries(&self, flow: &Flow) -> bool {
-        self.flows.contains(flow)
+    fn stack_carries_any(&self) -> bool {
+        !self.flows.borrow().is_empty()
+    }
+    fn stack_carries(&self, flow: &FlowKey) -> bool {
+        self.flows.borrow().contains(&Flow::from(*flow))
+    }
+    fn record(&self, flow: &FlowKey, _: Program) -> bool {
+        self.flows.borrow_mut().insert(Flow::from(*flow))
     }
 }
 
 impl Tables<V6> for Model {
-    fn route(&self, addr: [u32; 4]) -> Option<Route> {
+    fn route(&self, addr: [u32; 4]) -> Option<&Route> {
         self.longest(&octets(addr))
     }
-    fn pod(&self, addr: [u32; 4]) -> Option<Pod> {
-        self.pods.get(&octets(addr)).copied()
+    fn pod(&self, addr: [u32; 4]) -> Option<&Pod> {
+        self.pods.get(&octets(addr))
     }
-    fn stack_carries(&self, flow: &Flow) -> bool {
-        self.flows.contains(flow)
+    fn stack_carries_any(&self) -> bool {
+        !self.flows.borrow().is_empty()
+    }
+    fn stack_carries(&self, flow: &FlowKey) -> bool {
+        self.flows.borrow().contains(&Flow::from(*flow))
+    }
+    fn record(&self, flow: &FlowKey, _: Program) -> bool {
+        self.flows.borrow_mut().insert(Flow::from(*flow))
     }
 }

@@ -12,6 +12,7 @@ use fabedge_common::abi::{Counter, Flow, Peer, Pod, Program, Reason, Route, Stac
 use fabedge_ebpf::{
     classify::Tables,
     family::{V4, V6, octets},
+    parse::FlowKey,
 };
 
 /// `BPF_F_NO_PREALLOC`: memory for the entries there are, not for those there could be.
@@ -44,55 +45,81 @@ pub struct Maps;
 
 impl Tables<V4> for Maps {
     #[inline(always)]
-    fn route(&self, addr: u32) -> Option<Route> {
+    fn route(&self, addr: u32) -> Option<&Route> {
         let key = Aligned(Key::new(32, addr.to_ne_bytes()));
-        ROUTES4.get(&key.0).copied()
+        ROUTES4.get(&key.0)
     }
 
     #[inline(always)]
-    fn pod(&self, addr: u32) -> Option<Pod> {
+    fn pod(&self, addr: u32) -> Option<&Pod> {
         let key = Aligned(addr.to_ne_bytes());
-        // SAFETY: copied at once; a torn read can only mix two versions of one pod's entry.
-        unsafe { PODS4.get(&key.0) }.copied()
+        // SAFETY: without preallocation the memory of a removed entry is not used again while the program runs; a torn
+        // read can only mix two versions of one pod's entry.
+        unsafe { PODS4.get(&key.0) }
     }
 
     #[inline(always)]
-    fn stack_carries(&self, flow: &Flow) -> bool {
-        stack_carries(flow)
+    fn stack_carries_any(&self) -> bool {
+        any_recorded()
+    }
+
+    #[inline(always)]
+    fn stack_carries(&self, flow: &FlowKey) -> bool {
+        STACK_FLOWS.get_ptr(as_flow(flow)).is_some()
+    }
+
+    #[inline(always)]
+    fn record(&self, flow: &FlowKey, seen_by: Program) -> bool {
+        record(as_flow(flow), seen_by)
     }
 }
 
 impl Tables<V6> for Maps {
     #[inline(always)]
-    fn route(&self, addr: [u32; 4]) -> Option<Route> {
+    fn route(&self, addr: [u32; 4]) -> Option<&Route> {
         let key = Aligned(Key::new(128, octets(addr)));
-        ROUTES6.get(&key.0).copied()
+        ROUTES6.get(&key.0)
     }
 
     #[inline(always)]
-    fn pod(&self, addr: [u32; 4]) -> Option<Pod> {
+    fn pod(&self, addr: [u32; 4]) -> Option<&Pod> {
         let key = Aligned(octets(addr));
-        // SAFETY: copied at once; a torn read can only mix two versions of one pod's entry.
-        unsafe { PODS6.get(&key.0) }.copied()
+        // SAFETY: as above.
+        unsafe { PODS6.get(&key.0) }
     }
 
     #[inline(always)]
-    fn stack_carries(&self, flow: &Flow) -> bool {
-        stack_carries(flow)
+    fn stack_carries_any(&self) -> bool {
+        any_recorded()
+    }
+
+    #[inline(always)]
+    fn stack_carries(&self, flow: &FlowKey) -> bool {
+        STACK_FLOWS.get_ptr(as_flow(flow)).is_some()
+    }
+
+    #[inline(always)]
+    fn record(&self, flow: &FlowKey, seen_by: Program) -> bool {
+        record(as_flow(flow), seen_by)
     }
 }
 
 #[inline(always)]
-fn stack_carries(flow: &Flow) -> bool {
-    match STATE.get(0) {
-        Some(state) if state.flows_recorded != 0 => STACK_FLOWS.get_ptr(flow).is_some(),
-        _ => false,
-    }
+fn any_recorded() -> bool {
+    STATE.get(0).is_some_and(|state| state.flows_recorded != 0)
 }
 
-/// Remembers that the stack carries `flow`. True if that is news.
+const _: () =
+    assert!(size_of::<FlowKey>() == size_of::<Flow>() && align_of::<FlowKey>() == align_of::<Flow>());
+
 #[inline(always)]
-pub fn record(flow: &Flow, seen_by: Program) -> bool {
+fn as_flow(key: &FlowKey) -> &Flow {
+    // SAFETY: same size and alignment, and every bit pattern is a `Flow`; a host test holds the fields together.
+    unsafe { &*core::ptr::from_ref(key).cast() }
+}
+
+#[inline(always)]
+fn record(flow: &Flow, seen_by: Program) -> bool {
     // The lookup also moves the entry to the young end of the LRU list, so a flow in use is not evicted.
     if STACK_FLOWS.get_ptr(flow).is_some() {
         return false;

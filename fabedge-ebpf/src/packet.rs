@@ -7,7 +7,6 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_xfrm_state},
     helpers::{
         bpf_redirect, bpf_redirect_peer, bpf_skb_change_head, bpf_skb_get_xfrm_state,
@@ -35,8 +34,9 @@ const ETHERNET: u32 = 14;
 const HEADERS: u32 = ETHERNET + 40 + 60;
 
 /// The packet of a hook.
+#[derive(Clone, Copy)]
 pub struct Packet {
-    ctx: TcContext,
+    skb: *mut __sk_buff,
 }
 
 /// What a packet is, from the link's point of view.
@@ -51,18 +51,18 @@ pub struct Unchanged;
 
 impl Packet {
     #[inline(always)]
-    pub const fn new(ctx: TcContext) -> Self {
-        Self { ctx }
+    pub fn new(ctx: &TcContext) -> Self {
+        Self { skb: ctx.skb.skb }
     }
 
     #[inline(always)]
-    fn skb(&self) -> *mut __sk_buff {
-        self.ctx.skb.skb
+    fn ctx(&self) -> TcContext {
+        TcContext::new(self.skb)
     }
 
     #[inline(always)]
     pub fn protocol(&self) -> Protocol {
-        match (self.ctx.skb.protocol() as u16).to_ne_bytes() {
+        match (self.ctx().skb.protocol() as u16).to_ne_bytes() {
             V4::ETHER_TYPE => Protocol::Ipv4,
             V6::ETHER_TYPE => Protocol::Ipv6,
             _ => Protocol::Other,
@@ -72,12 +72,12 @@ impl Packet {
     /// Metadata of a packet with `link` bytes in front of its IP header.
     #[inline(always)]
     pub fn meta(&self, link: u32) -> Meta {
-        let skb = self.skb();
+        let skb = self.skb;
         // SAFETY: the context is valid for the program's run; the verifier checks each access.
         let (ifindex, gso_size) = unsafe { ((*skb).ifindex, (*skb).gso_size) };
         Meta {
             ifindex,
-            len: self.ctx.len().saturating_sub(link),
+            len: self.ctx().len().saturating_sub(link),
             gso_size,
         }
     }
@@ -86,7 +86,7 @@ impl Packet {
     #[inline(always)]
     pub fn segments(&self) -> u64 {
         // SAFETY: as in `meta`.
-        let segments = unsafe { (*self.skb()).gso_segs };
+        let segments = unsafe { (*self.skb).gso_segs };
         u64::from(segments.max(1))
     }
 
@@ -95,13 +95,13 @@ impl Packet {
     #[inline(always)]
     pub fn stamp(&self) -> u32 {
         // SAFETY: as in `meta`.
-        unsafe { (*self.skb()).tc_index }
+        unsafe { (*self.skb).tc_index }
     }
 
     #[inline(always)]
     pub fn set_stamp(&self, stamp: u32) {
         // SAFETY: as in `meta`; `tc_index` is writable for classifiers.
-        unsafe { (*self.skb()).tc_index = stamp }
+        unsafe { (*self.skb).tc_index = stamp }
     }
 
     /// What decrypted the packet, according to the kernel.
@@ -111,7 +111,7 @@ impl Packet {
         // SAFETY: the helper writes at most the given size; zero is a valid value of the struct in any case.
         let (error, state) = unsafe {
             let size = size_of::<bpf_xfrm_state>() as u32;
-            let error = bpf_skb_get_xfrm_state(self.skb(), 0, state.as_mut_ptr(), size, 0);
+            let error = bpf_skb_get_xfrm_state(self.skb, 0, state.as_mut_ptr(), size, 0);
             (error, state.assume_init())
         };
         if error == 0 {
@@ -129,7 +129,7 @@ impl Packet {
 
     #[inline(always)]
     fn store<T>(&self, offset: u32, value: &T, flags: u64) -> Result<(), Unchanged> {
-        self.ctx
+        self.ctx()
             .store(offset as usize, value, flags)
             .map_err(|_| Unchanged)
     }
@@ -137,7 +137,7 @@ impl Packet {
     /// Whether the bytes of the packet start with its IP header.
     #[inline(always)]
     fn starts_with_ip(&self, start: &[u32; 5]) -> bool {
-        match self.ctx.load::<[u32; 5]>(0) {
+        match self.ctx().load::<[u32; 5]>(0) {
             // Word by word: a comparison of arrays becomes a call of `bcmp`.
             Ok(first) => (0..5).fold(0, |differing, i| differing | (first[i] ^ start[i])) == 0,
             Err(_) => false,
@@ -149,7 +149,7 @@ impl Packet {
     pub fn address_to<F: Family>(&self, header: &Header<F>, pod: &Pod) -> Result<(), Unchanged> {
         if self.starts_with_ip(&header.start) {
             // SAFETY: the context is valid; pointers into the packet are not kept across the call.
-            if unsafe { bpf_skb_change_head(self.skb(), ETHERNET, 0) } != 0 {
+            if unsafe { bpf_skb_change_head(self.skb, ETHERNET, 0) } != 0 {
                 return Err(Unchanged);
             }
         }
@@ -183,7 +183,7 @@ impl Bytes for Packet {
             // SAFETY: the helper fills all `N` words or fails.
             unsafe {
                 bpf_skb_load_bytes_relative(
-                    self.ctx.as_ptr().cast_const(),
+                    self.skb.cast_const().cast(),
                     offset,
                     to.cast(),
                     4 * N as u32,
@@ -193,7 +193,7 @@ impl Bytes for Packet {
         };
         if load(words.as_mut_ptr()) != 0 {
             // The helper reads the linear part only; an aggregate may have its headers in a fragment.
-            if self.ctx.pull_data(HEADERS.min(self.ctx.len())).is_err() || load(words.as_mut_ptr()) != 0 {
+            if self.ctx().pull_data(HEADERS.min(self.ctx().len())).is_err() || load(words.as_mut_ptr()) != 0 {
                 return None;
             }
         }

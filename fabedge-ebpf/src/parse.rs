@@ -2,7 +2,7 @@
 
 use fabedge_common::abi::{Flow, Reason};
 
-use crate::family::{Family, V4, V6};
+use crate::family::{Family, V4, V6, octets};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -36,6 +36,38 @@ pub struct Header<F: Family> {
     pub total: u32,
     /// The first 20 bytes, as they are.
     pub start: [u32; 5],
+}
+
+/// Source and destination port as they stand in the packet; of an ICMP echo the identifier, twice.
+#[derive(Clone, Copy)]
+pub struct Ports(u32);
+
+/// A [`Flow`] as words, which is how the programs can fill and turn it at little cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct FlowKey(pub [u32; 10]);
+
+impl FlowKey {
+    /// The direction in which the answers go.
+    #[inline(always)]
+    pub fn reverse(self) -> Self {
+        let [a, b, c, d, e, f, g, h, ports, protocol] = self.0;
+        Self([e, f, g, h, a, b, c, d, ports.rotate_right(16), protocol])
+    }
+}
+
+impl From<FlowKey> for Flow {
+    fn from(FlowKey([a, b, c, d, e, f, g, h, ports, protocol]): FlowKey) -> Self {
+        let [p, q, r, s] = ports.to_ne_bytes();
+        Self {
+            src: octets([a, b, c, d]),
+            dst: octets([e, f, g, h]),
+            src_port: [p, q],
+            dst_port: [r, s],
+            protocol: protocol.to_ne_bytes()[0],
+            padding: [0; 3],
+        }
+    }
 }
 
 /// A family whose header can be read.
@@ -113,18 +145,18 @@ impl Parse for V6 {
 }
 
 impl<F: Family> Header<F> {
-    /// The direction of its flow. For headers of which [`Header::unfit`] says nothing about options or fragments.
+    /// What tells its flow from others between the same addresses. For headers of which [`Header::unfit`] says nothing
+    /// about options or fragments.
     ///
     /// # Errors
     /// [`Reason::IcmpControl`] for ICMP other than echo, [`Reason::Fragment`] behind an IPv6 fragment header,
     /// [`Reason::Malformed`] where the ports are missing.
     #[inline(always)]
-    pub fn flow(&self, bytes: &impl Bytes) -> Result<Flow, Reason> {
-        let (src_port, dst_port) = match self.protocol {
+    pub fn ports(&self, bytes: &impl Bytes) -> Result<Ports, Reason> {
+        match self.protocol {
             TCP | UDP | SCTP | UDP_LITE => {
                 let [ports] = bytes.load(F::HEADER).ok_or(Reason::Malformed)?;
-                let [a, b, c, d] = ports.to_ne_bytes();
-                ([a, b], [c, d])
+                Ok(Ports(ports))
             }
             ICMP | ICMPV6 => {
                 let [control, echo] = bytes.load(F::HEADER).ok_or(Reason::Malformed)?;
@@ -133,19 +165,29 @@ impl<F: Family> Header<F> {
                     _ => return Err(Reason::IcmpControl),
                 }
                 let [a, b, _, _] = echo.to_ne_bytes();
-                ([a, b], [a, b])
+                Ok(Ports(u32::from_ne_bytes([a, b, a, b])))
             }
-            FRAGMENT => return Err(Reason::Fragment),
-            _ => ([0; 2], [0; 2]),
-        };
-        Ok(Flow {
-            src: F::wide(self.src),
-            dst: F::wide(self.dst),
-            src_port,
-            dst_port,
-            protocol: self.protocol,
-            padding: [0; 3],
-        })
+            FRAGMENT => Err(Reason::Fragment),
+            _ => Ok(Ports(0)),
+        }
+    }
+
+    /// The direction of its flow.
+    #[inline(always)]
+    pub fn flow(&self, ports: Ports) -> FlowKey {
+        let ([a, b, c, d], [e, f, g, h]) = (F::wide(self.src), F::wide(self.dst));
+        FlowKey([
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+            g,
+            h,
+            ports.0,
+            u32::from_ne_bytes([self.protocol, 0, 0, 0]),
+        ])
     }
 
     /// Bytes of the transport header in front of each segment of a GSO packet.
@@ -157,5 +199,54 @@ impl<F: Family> Header<F> {
                 .map_or(60, |[word]| u32::from(word.to_ne_bytes()[0] >> 4) * 4),
             _ => 8,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fabedge_common::abi::mapped;
+
+    use super::*;
+    use crate::fixtures::{icmp, ipv4, ipv6, udp, v4, v6};
+
+    fn key<F: Parse>(packet: &crate::fixtures::Raw) -> FlowKey {
+        let header = F::header(packet).unwrap_or_else(|reason| panic!("{reason:?}"));
+        let ports = header.ports(packet).unwrap_or_else(|reason| panic!("{reason:?}"));
+        header.flow(ports)
+    }
+
+    #[test]
+    fn words_of_a_flow_are_its_fields_in_order() {
+        let key4 = key::<V4>(&ipv4(v4(10, 1, 2, 3), v4(10, 4, 5, 6), UDP, &udp(0x1234, 0x5678)));
+        let flow = Flow {
+            src: mapped([10, 1, 2, 3]),
+            dst: mapped([10, 4, 5, 6]),
+            src_port: [0x12, 0x34],
+            dst_port: [0x56, 0x78],
+            protocol: UDP,
+            padding: [0; 3],
+        };
+        assert_eq!(Flow::from(key4), flow);
+        assert_eq!(Flow::from(key4.reverse()), flow.reverse());
+        // As the map sees it: the words in memory are the fields in memory.
+        let memory: Vec<u8> = key4.0.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let fields = [
+            &flow.src[..],
+            &flow.dst,
+            &flow.src_port,
+            &flow.dst_port,
+            &[flow.protocol],
+            &flow.padding,
+        ];
+        assert_eq!(memory, fields.concat());
+    }
+
+    #[test]
+    fn an_echo_and_its_answer_are_one_flow() {
+        let (a, b) = (v6(1, 1), v6(2, 2));
+        let asked = key::<V6>(&ipv6(a, b, ICMPV6, &icmp(128, 77)));
+        let answered = key::<V6>(&ipv6(b, a, ICMPV6, &icmp(129, 77)));
+        assert_eq!(asked.reverse(), answered);
+        assert_ne!(asked, key::<V6>(&ipv6(a, b, ICMPV6, &icmp(128, 78))));
     }
 }

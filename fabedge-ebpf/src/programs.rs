@@ -1,5 +1,8 @@
 //! The programs. A packet that is left to the stack goes on with `TC_ACT_UNSPEC`, so that programs of others on the
 //! same hook see it too (`TC_ACT_OK` would end a TCX chain).
+//!
+//! Each family has a function of its own that is not inlined, for both together would need more than the 512 bytes of
+//! stack that Linux 6.1 grants.
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -8,13 +11,13 @@ use aya_ebpf::{
 };
 use fabedge_common::abi::{Program, Reason, STAMP_FAST, STAMP_PLAIN};
 use fabedge_ebpf::{
-    classify::{self, Carried, Egress, Ingress, Meta, Sa, Stack, Tables},
+    classify::{self, Egress, Ingress, Meta, Sa, Stack, Tables},
     family::{V4, V6},
     parse::Parse,
 };
 
 use crate::{
-    maps::{self, Maps},
+    maps::Maps,
     packet::{Hop, Packet, Protocol},
     stats::Amount,
 };
@@ -37,26 +40,26 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 /// TC ingress of the host side of a pod's veth: packets that the pod sends.
 #[classifier]
 pub fn pod_egress(ctx: TcContext) -> i32 {
-    let packet = Packet::new(ctx);
+    let packet = Packet::new(&ctx);
     match packet.protocol() {
-        Protocol::Ipv4 => pod_egress_of::<V4>(&packet),
-        Protocol::Ipv6 => pod_egress_of::<V6>(&packet),
+        Protocol::Ipv4 => pod_egress_of::<V4>(packet),
+        Protocol::Ipv6 => pod_egress_of::<V6>(packet),
         Protocol::Other => unparsed(&packet, Program::PodEgress, Reason::NotIp, &packet.meta(LINK)),
     }
 }
 
-#[inline(always)]
-fn pod_egress_of<F: Parse + Hop>(packet: &Packet) -> i32
+#[inline(never)]
+fn pod_egress_of<F: Parse + Hop>(packet: Packet) -> i32
 where
     Maps: Tables<F>,
 {
     let meta = packet.meta(LINK);
-    let header = match F::header(packet) {
+    let header = match F::header(&packet) {
         Ok(header) => header,
-        Err(reason) => return unparsed(packet, Program::PodEgress, reason, &meta),
+        Err(reason) => return unparsed(&packet, Program::PodEgress, reason, &meta),
     };
-    let amount = Amount::with_header(packet, &header, &meta);
-    match classify::pod_egress::<F>(&header, packet, &meta, &Maps) {
+    let amount = Amount::with_header(&packet, &header, &meta);
+    match classify::pod_egress::<F>(&header, &packet, &meta, &Maps) {
         Egress::Tunnel(route) => match packet.hop(&header) {
             Ok(()) => {
                 amount.count(Program::PodEgress, Reason::Tunnel);
@@ -64,20 +67,19 @@ where
                 packet.set_stamp(STAMP_FAST);
                 packet.redirect(route.ifindex)
             }
-            Err(_) => to_stack(packet, Program::PodEgress, Reason::Rewrite.into(), amount),
+            Err(_) => to_stack(&packet, Program::PodEgress, Reason::Rewrite.into(), amount),
         },
-        Egress::Stack(stack) => to_stack(packet, Program::PodEgress, stack, amount),
+        Egress::Stack(stack) => to_stack(&packet, Program::PodEgress, stack, amount),
     }
 }
 
 /// TC ingress of the xfrm interface: packets that the kernel decrypted.
 #[classifier]
 pub fn tunnel_ingress(ctx: TcContext) -> i32 {
-    let packet = Packet::new(ctx);
-    let sa = packet.sa();
+    let packet = Packet::new(&ctx);
     match packet.protocol() {
-        Protocol::Ipv4 => tunnel_ingress_of::<V4>(&packet, sa),
-        Protocol::Ipv6 => tunnel_ingress_of::<V6>(&packet, sa),
+        Protocol::Ipv4 => tunnel_ingress_of::<V4, true>(packet),
+        Protocol::Ipv6 => tunnel_ingress_of::<V6, true>(packet),
         Protocol::Other => unparsed(
             &packet,
             Program::TunnelIngress,
@@ -90,10 +92,10 @@ pub fn tunnel_ingress(ctx: TcContext) -> i32 {
 /// TC ingress of kernel-libipsec's TUN: packets that charon decrypted. Which SA did is not known here.
 #[classifier]
 pub fn tun_ingress(ctx: TcContext) -> i32 {
-    let packet = Packet::new(ctx);
+    let packet = Packet::new(&ctx);
     match packet.protocol() {
-        Protocol::Ipv4 => tunnel_ingress_of::<V4>(&packet, Sa::Unknown),
-        Protocol::Ipv6 => tunnel_ingress_of::<V6>(&packet, Sa::Unknown),
+        Protocol::Ipv4 => tunnel_ingress_of::<V4, false>(packet),
+        Protocol::Ipv6 => tunnel_ingress_of::<V6, false>(packet),
         Protocol::Other => unparsed(
             &packet,
             Program::TunnelIngress,
@@ -103,26 +105,27 @@ pub fn tun_ingress(ctx: TcContext) -> i32 {
     }
 }
 
-#[inline(always)]
-fn tunnel_ingress_of<F: Parse + Hop>(packet: &Packet, sa: Sa) -> i32
+#[inline(never)]
+fn tunnel_ingress_of<F: Parse + Hop, const XFRM: bool>(packet: Packet) -> i32
 where
     Maps: Tables<F>,
 {
+    let sa = if XFRM { packet.sa() } else { Sa::Unknown };
     let meta = packet.meta(NO_LINK);
-    let header = match F::header(packet) {
+    let header = match F::header(&packet) {
         Ok(header) => header,
-        Err(reason) => return unparsed(packet, Program::TunnelIngress, reason, &meta),
+        Err(reason) => return unparsed(&packet, Program::TunnelIngress, reason, &meta),
     };
-    let amount = Amount::with_header(packet, &header, &meta);
+    let amount = Amount::with_header(&packet, &header, &meta);
     let source = Tables::<F>::route(&Maps, header.src);
-    let verdict = classify::tunnel_ingress::<F>(&header, packet, sa, source.as_ref(), &Maps);
+    let verdict = classify::tunnel_ingress::<F>(&header, &packet, sa, source, &Maps);
     if let (Some(route), Ingress::Pod(_) | Ingress::Stack(_)) = (source, &verdict) {
         amount.received_from(route.reqid);
     }
     match verdict {
         Ingress::Pod(pod) => {
-            if packet.address_to(&header, &pod).is_err() {
-                return to_stack(packet, Program::TunnelIngress, Reason::Rewrite.into(), amount);
+            if packet.address_to(&header, pod).is_err() {
+                return to_stack(&packet, Program::TunnelIngress, Reason::Rewrite.into(), amount);
             }
             if packet.hop(&header).is_err() {
                 // Too late for the stack: the packet has its new link header.
@@ -132,7 +135,7 @@ where
             amount.count(Program::TunnelIngress, Reason::Pod);
             packet.redirect_peer(pod.ifindex)
         }
-        Ingress::Stack(stack) => to_stack(packet, Program::TunnelIngress, stack, amount),
+        Ingress::Stack(stack) => to_stack(&packet, Program::TunnelIngress, stack, amount),
         Ingress::Drop(reason) => {
             amount.count(Program::TunnelIngress, reason);
             DROP
@@ -143,14 +146,14 @@ where
 /// TC egress of the tunnel device: packets on their way into a tunnel, by the stack or past it.
 #[classifier]
 pub fn tunnel_egress(ctx: TcContext) -> i32 {
-    let packet = Packet::new(ctx);
+    let packet = Packet::new(&ctx);
     let stamp = packet.stamp();
     packet.set_stamp(0);
     match packet.protocol() {
         // Counted by `pod_egress`.
         Protocol::Ipv4 | Protocol::Ipv6 if stamp == STAMP_FAST => NEXT,
-        Protocol::Ipv4 => tunnel_egress_of::<V4>(&packet, stamp),
-        Protocol::Ipv6 => tunnel_egress_of::<V6>(&packet, stamp),
+        Protocol::Ipv4 => tunnel_egress_of::<V4>(packet, stamp),
+        Protocol::Ipv6 => tunnel_egress_of::<V6>(packet, stamp),
         Protocol::Other => unparsed(
             &packet,
             Program::TunnelEgress,
@@ -160,65 +163,58 @@ pub fn tunnel_egress(ctx: TcContext) -> i32 {
     }
 }
 
-#[inline(always)]
-fn tunnel_egress_of<F: Parse>(packet: &Packet, stamp: u32) -> i32
+#[inline(never)]
+fn tunnel_egress_of<F: Parse>(packet: Packet, stamp: u32) -> i32
 where
     Maps: Tables<F>,
 {
     let meta = packet.meta(NO_LINK);
-    let header = match F::header(packet) {
+    let header = match F::header(&packet) {
         Ok(header) => header,
-        Err(reason) => return unparsed(packet, Program::TunnelEgress, reason, &meta),
+        Err(reason) => return unparsed(&packet, Program::TunnelEgress, reason, &meta),
     };
-    let amount = Amount::with_header(packet, &header, &meta);
+    let amount = Amount::with_header(&packet, &header, &meta);
     if let Some(route) = Tables::<F>::route(&Maps, header.dst) {
         amount.sent_to(route.reqid);
     }
-    let carried = match stamp {
-        STAMP_PLAIN => Carried::Ignore,
-        _ => classify::tunnel_egress::<F>(&header, packet, &Maps),
+    let reason = match stamp {
+        STAMP_PLAIN => Reason::Carried,
+        _ => classify::tunnel_egress::<F>(&header, &packet, &Maps),
     };
-    carried_by_stack(Program::TunnelEgress, carried, amount)
+    amount.count(Program::TunnelEgress, reason);
+    NEXT
 }
 
 /// TC egress of the host side of a pod's veth: packets that the stack delivers to the pod. What the fast path
 /// delivers does not pass here.
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    let packet = Packet::new(ctx);
+    let packet = Packet::new(&ctx);
     let stamp = packet.stamp();
     packet.set_stamp(0);
     match packet.protocol() {
-        Protocol::Ipv4 => pod_ingress_of::<V4>(&packet, stamp),
-        Protocol::Ipv6 => pod_ingress_of::<V6>(&packet, stamp),
+        Protocol::Ipv4 => pod_ingress_of::<V4>(packet, stamp),
+        Protocol::Ipv6 => pod_ingress_of::<V6>(packet, stamp),
         Protocol::Other => unparsed(&packet, Program::PodIngress, Reason::NotIp, &packet.meta(LINK)),
     }
 }
 
-#[inline(always)]
-fn pod_ingress_of<F: Parse>(packet: &Packet, stamp: u32) -> i32
+#[inline(never)]
+fn pod_ingress_of<F: Parse>(packet: Packet, stamp: u32) -> i32
 where
     Maps: Tables<F>,
 {
     let meta = packet.meta(LINK);
-    let header = match F::header(packet) {
+    let header = match F::header(&packet) {
         Ok(header) => header,
-        Err(reason) => return unparsed(packet, Program::PodIngress, reason, &meta),
+        Err(reason) => return unparsed(&packet, Program::PodIngress, reason, &meta),
     };
-    let amount = Amount::with_header(packet, &header, &meta);
-    let carried = match stamp {
-        STAMP_PLAIN => Carried::Ignore,
-        _ => classify::pod_ingress::<F>(&header, packet, &Maps),
+    let amount = Amount::with_header(&packet, &header, &meta);
+    let reason = match stamp {
+        STAMP_PLAIN => Reason::Carried,
+        _ => classify::pod_ingress::<F>(&header, &packet, &Maps),
     };
-    carried_by_stack(Program::PodIngress, carried, amount)
-}
-
-#[inline(always)]
-fn carried_by_stack(program: Program, carried: Carried, amount: Amount) -> i32 {
-    match carried {
-        Carried::Record(flow) if maps::record(&flow, program) => amount.count(program, Reason::Recorded),
-        Carried::Record(_) | Carried::Ignore => amount.count(program, Reason::Carried),
-    }
+    amount.count(Program::PodIngress, reason);
     NEXT
 }
 

@@ -6,7 +6,7 @@ use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, PinnedLink};
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::LinkAttribute;
-use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption};
+use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use tracing::debug;
 
 use super::bpffs::{self, Pinboard};
@@ -114,7 +114,11 @@ pub async fn clsact(netlink: &rtnetlink::Handle, wanted: &BTreeSet<Hook>) -> Res
                 .iter()
                 .filter(|hook| hook.ifindex == ifindex && hook.entry.on_ingress() == ingress)
                 .collect();
-            for filter in &filters {
+            // A dump lists each preference once more, as an entry without a handle.
+            for filter in filters
+                .iter()
+                .filter(|filter| filter.header.handle != TcHandle::UNSPEC)
+            {
                 match ours(filter) {
                     Some(entry) => {
                         let hook = Hook {
@@ -236,16 +240,18 @@ fn ours(filter: &TcMessage) -> Option<Entry> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_route::tc::{TcHandle, TcHeader};
+    use netlink_packet_route::tc::TcHeader;
 
     use super::*;
 
     fn filter(preference: u16, handle: u16, name: &str) -> TcMessage {
-        let mut header = TcHeader::default();
-        header.info = u32::from(preference) << 16;
-        header.handle = TcHandle {
-            major: 0,
-            minor: handle,
+        let header = TcHeader {
+            info: u32::from(preference) << 16,
+            handle: TcHandle {
+                major: 0,
+                minor: handle,
+            },
+            ..TcHeader::default()
         };
         let options = vec![TcOption::Bpf(TcFilterBpfOption::ProgName(name.to_owned()))];
         TcMessage::from_parts(

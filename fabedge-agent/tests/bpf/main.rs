@@ -2,6 +2,8 @@
 //! veths and a TUN. Each test has network and mount namespaces and a BPF file system of its own. Needs root; without
 //! it, or without the object, these tests fail.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+
 mod lifecycle;
 mod node;
 mod packets;

@@ -3,7 +3,10 @@
 use fabedge_agent::desired::Options;
 use fabedge_common::config::NodeConfig;
 
-pub const MASQUERADE: Options = Options { masq_outgoing: true, fast_path: true };
+pub const MASQUERADE: Options = Options {
+    masq_outgoing: true,
+    fast_path: true,
+};
 
 /// What edges close: the pod network anywhere.
 const EVERYWHERE: &str = "networkSubnets: [10.233.0.0/17, 'fd00:233:64::/56', 10.99.0.0/16]";

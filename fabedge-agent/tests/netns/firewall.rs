@@ -24,7 +24,10 @@ fn every_role_has_a_table_that_nft_takes_and_that_goes_without_a_trace() {
         sh("nft add table inet theirs; nft add chain inet theirs c; nft add table ip fabedge");
         let before = sh("nft list ruleset");
         let options = documents::MASQUERADE;
-        let direct = fabedge_agent::desired::Options { masq_outgoing: false, fast_path: true };
+        let direct = fabedge_agent::desired::Options {
+            masq_outgoing: false,
+            fast_path: true,
+        };
         for desired in [
             desired::edge(&documents::edge(), &facts, &options),
             desired::edge(&documents::edge(), &facts, &direct),
