@@ -6,22 +6,25 @@
 
 mod command;
 mod forward;
+mod listing;
 mod plan;
 mod ruleset;
 
 use std::collections::BTreeMap;
 
+use tracing::warn;
+
 use crate::desired;
 use crate::subsystem::{self, Outcome, Phase, Subsystem};
 pub use command::Error;
 pub use forward::{Backend, Family, Jump};
-pub use plan::{Applied, Observed, Plan, TablePlan, plan};
-pub use ruleset::{Count, render};
+pub use listing::{Count, Listing};
+pub use plan::{Applied, Change, Observed, Plan, TablePlan, plan};
 
 /// nftables and FORWARD of this node.
 #[derive(Debug, Default)]
 pub struct Firewall {
-    /// What was applied last, and how nft lists it: what it lists later is compared with this.
+    /// The rules that were applied last, and how nft listed them: what it lists later is compared with this.
     applied: Option<Applied>,
 }
 
@@ -39,16 +42,21 @@ impl Firewall {
         command::counters().await
     }
 
-    async fn replace(&mut self, table: &desired::firewall::Table) -> Result<(), Error> {
-        // What was counted so far goes into the new table.
-        let counted = command::counters().await.unwrap_or_default();
-        self.applied = None;
-        command::load(&render(table, &counted)).await?;
-        let listing = command::list().await?;
-        self.applied = listing.map(|listing| Applied {
-            table: table.clone(),
-            listing,
-        });
+    async fn change(&mut self, change: &Change) -> Result<(), Error> {
+        if let Err(error) = command::load(&change.script).await {
+            // Chains of another version of ours, perhaps, which cannot be changed but replaced.
+            warn!(error = %error, "cannot change the nftables table {}, replacing it", ruleset::NAME);
+            self.applied = None;
+            command::load(&change.anew).await?;
+        }
+        if let Some(rules) = &change.rules {
+            self.applied = None;
+            let listing = command::list().await?;
+            self.applied = listing.map(|listing| Applied {
+                rules: rules.clone(),
+                listed: listing.rest,
+            });
+        }
         Ok(())
     }
 }
@@ -66,8 +74,9 @@ impl Subsystem for Firewall {
     async fn apply(&mut self, plan: &Plan, phase: Phase) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         match (phase, &plan.table) {
-            (Phase::Grow, TablePlan::Replace(table)) => {
-                outcomes.push(Outcome::new("replace", ruleset::NAME, self.replace(table).await));
+            (Phase::Grow, TablePlan::Change(change)) => {
+                let object = format!("table {}", ruleset::NAME);
+                outcomes.push(Outcome::new("change", object, self.change(change).await));
             }
             (Phase::Shrink, TablePlan::Delete) => {
                 self.applied = None;

@@ -11,6 +11,8 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::rule::RuleMessage;
+use rtnetlink::IpVersion;
 
 pub use changes::Changes;
 
@@ -150,6 +152,17 @@ impl Netlink {
             }
         }
         Ok(uplinks)
+    }
+
+    /// All rules of one family; none where the kernel does not know the family.
+    pub(crate) async fn rules(&self, version: IpVersion) -> Result<Vec<RuleMessage>, Error> {
+        let listed: Result<Vec<RuleMessage>, _> =
+            self.handle.rule().get(version).execute().try_collect().await;
+        match listed.map_err(|error| Error::new("listing the rules", error)) {
+            // Booted with ipv6.disable=1.
+            Err(error) if error.errno() == Some(libc::EAFNOSUPPORT) => Ok(Vec::new()),
+            listed => listed,
+        }
     }
 
     /// All routes of one table; none where the table does not exist.

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::forward::{Backend, Family, Jump, command};
+use super::listing::{self, Count, Listing};
 use super::plan::Observed;
-use super::ruleset::{Count, NAME};
+use super::ruleset::NAME;
 
 /// No command of ours takes longer, unless somebody holds the xtables lock for ever.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,49 +81,29 @@ pub(super) async fn observe() -> Result<Observed, Error> {
     Ok(observed)
 }
 
-/// Our table without counts; none where there is none.
-pub(super) async fn list() -> Result<Option<String>, Error> {
-    absent(
-        run("nft", &["--stateless", "list", "table", "inet", "fabedge"], None)
-            .await
-            .map(Some),
-    )
+/// Our table; none where there is none.
+pub(super) async fn list() -> Result<Option<Listing>, Error> {
+    let text = json(&["list", "table", "inet", "fabedge"]).await?;
+    text.map(|text| listing::parse(&text))
+        .transpose()
+        .map_err(Error::Output)
 }
 
 /// Our counters; none where there is no table.
 pub(super) async fn counters() -> Result<BTreeMap<String, Count>, Error> {
-    let text = absent(
-        run(
-            "nft",
-            &["--json", "list", "counters", "table", "inet", "fabedge"],
-            None,
-        )
-        .await
-        .map(Some),
-    )?;
-    let Some(text) = text else {
-        return Ok(BTreeMap::new());
-    };
-    let value: Value = serde_json::from_str(&text).map_err(Error::Output)?;
-    let objects = value
-        .get("nftables")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    Ok(objects
-        .filter_map(|object| object.get("counter"))
-        .filter_map(|counter| {
-            let number = |field: &str| counter.get(field).and_then(Value::as_u64);
-            let name = counter.get("name").and_then(Value::as_str)?;
-            Some((
-                name.to_owned(),
-                Count {
-                    packets: number("packets")?,
-                    bytes: number("bytes")?,
-                },
-            ))
-        })
-        .collect())
+    let text = json(&["list", "counters", "table", "inet", "fabedge"]).await?;
+    text.map_or_else(
+        || Ok(BTreeMap::new()),
+        |text| listing::counters(&text).map_err(Error::Output),
+    )
+}
+
+/// What nft tells in JSON; none where it tells of a missing table, which it does by an error.
+async fn json(args: &[&str]) -> Result<Option<String>, Error> {
+    match run("nft", &[&["--json"], args].concat(), None).await {
+        Err(Error::Refused { message, .. }) if message.contains("No such file or directory") => Ok(None),
+        listed => listed.map(Some),
+    }
 }
 
 /// Carries out a script in one transaction.
@@ -142,14 +122,6 @@ pub(super) async fn restore(jump: &Jump) -> Result<(), Error> {
     run(&program, &["--wait", "10", "--noflush"], Some(&jump.script))
         .await
         .map(|_| ())
-}
-
-/// nft tells of a missing table by an error.
-fn absent(listed: Result<Option<String>, Error>) -> Result<Option<String>, Error> {
-    match listed {
-        Err(Error::Refused { message, .. }) if message.contains("No such file or directory") => Ok(None),
-        listed => listed,
-    }
 }
 
 async fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<String, Error> {

@@ -4,25 +4,17 @@
 //! every manual, nft makes one atomic transaction of it, and the crates at hand lack interval sets, named counters
 //! or `snat to ip saddr`.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::listing::Listing;
 use crate::desired::firewall::{Counter, Hook, Rule, Set, Table, Then, When};
 
 /// The table, as nft names it.
 pub const NAME: &str = "inet fabedge";
-
-/// What a named counter counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
 
 const COUNTERS: [Counter; 7] = [
     Counter::InboundToPods,
@@ -34,49 +26,120 @@ const COUNTERS: [Counter; 7] = [
     Counter::OutboundRedirect,
 ];
 
-/// The text that replaces our table with `table` in one transaction, its counters going on from `counted`.
-pub fn render(table: &Table, counted: &BTreeMap<String, Count>) -> String {
-    // Adding first lets the deletion succeed where there is none yet.
-    let mut text = format!("add table {NAME}\ndelete table {NAME}\ntable {NAME} {{\n");
-    for counter in COUNTERS.map(counter_name) {
-        let Count { packets, bytes } = counted.get(counter).copied().unwrap_or_default();
+const SETS: [Set; 5] = [
+    Set::Own,
+    Set::OwnNodes,
+    Set::Peers,
+    Set::RemoteNodes,
+    Set::Network,
+];
+const HOOKS: [Hook; 4] = [Hook::Inbound, Hook::Forward, Hook::Outbound, Hook::Translate];
+
+/// At most so many elements are written into one line.
+const CHUNK: usize = 256;
+
+/// Everything but the elements of the sets: counters, sets, chains and their rules. Carrying it out again changes
+/// nothing, and does not reset the counters.
+pub fn rules(table: &Table) -> String {
+    let mut text = format!("add table {NAME}\n");
+    for counter in COUNTERS {
+        line(&mut text, "add counter", counter_name(counter));
+    }
+    for set in SETS {
+        for (v6, kind) in [(false, "ipv4_addr"), (true, "ipv6_addr")] {
+            line(
+                &mut text,
+                "add set",
+                &format!("{} {{ type {kind}; flags interval; }}", set_name(set, v6)),
+            );
+        }
+    }
+    for hook in HOOKS {
+        let (name, declaration) = chain(hook);
         line(
             &mut text,
-            1,
-            &format!("counter {counter} {{ packets {packets} bytes {bytes} }}"),
+            "add chain",
+            &format!("{name} {{ type {declaration}; policy accept; }}"),
         );
-    }
-    for (set, nets) in &table.sets {
-        for v6 in [false, true] {
-            let kind = if v6 { "ipv6_addr" } else { "ipv4_addr" };
-            line(&mut text, 1, &format!("set {} {{", set_name(*set, v6)));
-            line(&mut text, 2, &format!("type {kind}; flags interval;"));
-            let elements: Vec<String> = of_family(nets, v6).map(ToString::to_string).collect();
-            if !elements.is_empty() {
-                line(&mut text, 2, &format!("elements = {{ {} }}", elements.join(", ")));
-            }
-            line(&mut text, 1, "}");
-        }
-    }
-    for (hook, rules) in &table.rules {
-        let (name, declaration) = chain(*hook);
-        line(&mut text, 1, &format!("chain {name} {{"));
-        line(&mut text, 2, &format!("type {declaration}; policy accept;"));
-        for rule in rules {
+        line(&mut text, "flush chain", name);
+        for rule in table.rules.get(&hook).into_iter().flatten() {
             for statement in statements(rule, table) {
-                line(&mut text, 2, &statement);
+                line(&mut text, "add rule", &format!("{name} {statement}"));
             }
         }
-        line(&mut text, 1, "}");
     }
-    text.push_str("}\n");
     text
 }
 
-fn line(text: &mut String, depth: usize, content: &str) {
-    text.extend(std::iter::repeat_n('\t', depth));
-    text.push_str(content);
-    text.push('\n');
+/// What brings the sets from what is listed to what they should hold, element by element.
+///
+/// A set is never emptied and filled again, nor made anew: the kernel publishes the elements of an interval set
+/// after the rules that look into it, and for that moment what should be dropped is let through (seen on 6.18: 3
+/// of 9,000 packets passed while the whole table was replaced 20 times).
+pub fn elements(table: &Table, listing: Option<&Listing>) -> String {
+    let mut text = String::new();
+    for set in SETS {
+        for v6 in [false, true] {
+            let name = set_name(set, v6);
+            let nets = table.sets.get(&set).map(Vec::as_slice).unwrap_or_default();
+            let wanted: BTreeSet<IpNet> = of_family(nets, v6).copied().collect();
+            let empty = BTreeSet::new();
+            let current = match listing.and_then(|listing| listing.sets.get(&name)) {
+                None => &empty,
+                Some(Some(current)) => current,
+                Some(None) => {
+                    line(&mut text, "flush set", &name);
+                    &empty
+                }
+            };
+            for (action, difference) in [
+                ("delete element", current.difference(&wanted)),
+                ("add element", wanted.difference(current)),
+            ] {
+                let difference: Vec<String> = difference.map(ToString::to_string).collect();
+                for chunk in difference.chunks(CHUNK) {
+                    line(&mut text, action, &format!("{name} {{ {} }}", chunk.join(", ")));
+                }
+            }
+        }
+    }
+    text
+}
+
+/// What removes from our table what is not ours.
+pub fn removal(listing: &Listing) -> String {
+    let mut text = String::new();
+    let ours: BTreeSet<&str> = HOOKS.map(|hook| chain(hook).0).into();
+    let chains: Vec<&String> = listing
+        .chains
+        .iter()
+        .filter(|name| !ours.contains(name.as_str()))
+        .collect();
+    for action in ["flush chain", "delete chain"] {
+        chains.iter().for_each(|name| line(&mut text, action, name));
+    }
+    let ours: BTreeSet<String> = SETS
+        .into_iter()
+        .flat_map(|set| [set_name(set, false), set_name(set, true)])
+        .collect();
+    for name in listing.sets.keys().filter(|name| !ours.contains(*name)) {
+        line(&mut text, "delete set", name);
+    }
+    text
+}
+
+/// The table made anew in one transaction, for when what is there cannot be changed into it.
+pub fn anew(table: &Table) -> String {
+    let elements = elements(table, None);
+    // Adding first lets the deletion succeed where there is none.
+    format!(
+        "add table {NAME}\ndelete table {NAME}\n{}{elements}",
+        rules(table)
+    )
+}
+
+fn line(text: &mut String, action: &str, object: &str) {
+    text.push_str(&format!("{action} {NAME} {object}\n"));
 }
 
 /// Name and declaration of a chain. Sources are looked at before they are translated, and translated before the

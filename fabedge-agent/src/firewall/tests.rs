@@ -1,10 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::forward::{Backend, Family, change};
-use super::plan::{Applied, Observed, Plan, TablePlan, plan};
-use super::ruleset::{Count, render};
+use super::listing::{Count, Listing, counters, parse};
+use super::plan::{Applied, Change, Observed, Plan, TablePlan, plan};
+use super::ruleset;
 use crate::desired::firewall::{Counter, Firewall, Hook, Pass, Rule, Set, Table, Then, When};
 use crate::subsystem::Phase;
 
@@ -48,74 +50,174 @@ fn table() -> Table {
 
 #[test]
 fn a_rule_is_written_once_per_family_in_which_it_can_match() {
-    let counted = BTreeMap::from([(
-        "forward_foreign".to_owned(),
-        Count {
-            packets: 7,
-            bytes: 700,
-        },
-    )]);
-    let text = render(&table(), &counted);
-    assert!(text.starts_with("add table inet fabedge\ndelete table inet fabedge\ntable inet fabedge {\n"));
-    assert!(text.contains("counter forward_foreign { packets 7 bytes 700 }"));
-    assert!(text.contains("counter inbound_to_pods { packets 0 bytes 0 }"));
+    let text = ruleset::rules(&table());
     let rules: Vec<&str> = text
         .lines()
-        .map(str::trim)
-        .filter(|line| line.starts_with("meta nfproto"))
+        .filter_map(|line| line.strip_prefix("add rule inet fabedge "))
         .collect();
     assert_eq!(
         rules,
         [
-            "meta nfproto ipv4 oifname \"t0\" ip saddr != @own4 ct direction original ct status ! dnat counter name \
+            "forward meta nfproto ipv4 oifname \"t0\" ip saddr != @own4 ct direction original ct status ! dnat \
+             counter name \"forward_foreign\" drop",
+            "forward meta nfproto ipv4 oifname \"t0\" ip saddr != @own4 ct state invalid,untracked counter name \
              \"forward_foreign\" drop",
-            "meta nfproto ipv4 oifname \"t0\" ip saddr != @own4 ct state invalid,untracked counter name \
+            "forward meta nfproto ipv6 oifname \"t0\" ip6 saddr != @own6 ct direction original ct status ! dnat \
+             counter name \"forward_foreign\" drop",
+            "forward meta nfproto ipv6 oifname \"t0\" ip6 saddr != @own6 ct state invalid,untracked counter name \
              \"forward_foreign\" drop",
-            "meta nfproto ipv6 oifname \"t0\" ip6 saddr != @own6 ct direction original ct status ! dnat counter name \
-             \"forward_foreign\" drop",
-            "meta nfproto ipv6 oifname \"t0\" ip6 saddr != @own6 ct state invalid,untracked counter name \
-             \"forward_foreign\" drop",
-            "meta nfproto ipv4 ip saddr @own4 ip daddr @peers4 snat ip to ip saddr",
-            "meta nfproto ipv6 ip6 daddr @peers6 snat ip6 to fd00:1::1",
+            "translate meta nfproto ipv4 ip saddr @own4 ip daddr @peers4 snat ip to ip saddr",
+            "translate meta nfproto ipv6 ip6 daddr @peers6 snat ip6 to fd00:1::1",
         ]
     );
 }
 
-fn firewall() -> Firewall {
-    Firewall {
+fn nets(texts: &[&str]) -> Option<BTreeSet<IpNet>> {
+    Some(texts.iter().map(|text| text.parse().unwrap()).collect())
+}
+
+/// The listing of [`table`] in a kernel that lists its rules as `rest`.
+fn listed(rest: &str) -> Listing {
+    let mut listing = Listing {
+        rest: rest.to_owned(),
+        ..Listing::default()
+    };
+    listing.sets.insert("own4".to_owned(), nets(&["10.1.0.0/16"]));
+    listing.sets.insert("peers4".to_owned(), nets(&["10.2.0.0/16"]));
+    listing.sets.insert("peers6".to_owned(), nets(&["fd00:2::/64"]));
+    listing.chains = ["inbound", "forward", "outbound", "translate"]
+        .map(str::to_owned)
+        .into();
+    listing
+}
+
+fn script(listing: Option<Listing>, applied: Option<&Applied>) -> Option<Change> {
+    let desired = Firewall {
         table: Some(table()),
         forward: BTreeSet::new(),
+    };
+    let observed = Observed {
+        listing,
+        ..Observed::default()
+    };
+    match plan(&desired, &observed, applied).table {
+        TablePlan::Keep => None,
+        TablePlan::Change(change) => Some(change),
+        TablePlan::Delete => panic!("the table is wanted"),
     }
 }
 
 #[test]
-fn the_table_is_replaced_unless_it_is_listed_as_it_was_after_we_applied_it() {
-    let listed = |listing: &str| Observed {
-        listing: Some(listing.to_owned()),
-        ..Observed::default()
-    };
+fn rules_are_written_again_only_when_they_or_their_listing_changed() {
+    let rules = ruleset::rules(&table());
     let applied = Applied {
-        table: table(),
-        listing: "as applied".to_owned(),
+        rules: rules.clone(),
+        listed: "as applied".to_owned(),
     };
-    let replace = TablePlan::Replace(Box::new(table()));
-    let of = |observed: &Observed, applied: Option<&Applied>| plan(&firewall(), observed, applied).table;
-    assert_eq!(of(&listed("as applied"), Some(&applied)), TablePlan::Keep);
-    assert_eq!(of(&listed("changed"), Some(&applied)), replace);
-    assert_eq!(of(&Observed::default(), Some(&applied)), replace);
-    assert_eq!(of(&listed("as applied"), None), replace);
+    assert_eq!(script(Some(listed("as applied")), Some(&applied)), None);
     let other = Applied {
-        table: Table::default(),
+        rules: "others".to_owned(),
         ..applied.clone()
     };
-    assert_eq!(of(&listed("as applied"), Some(&other)), replace);
+    for (listing, applied) in [
+        (Some(listed("changed")), Some(&applied)),
+        (Some(listed("as applied")), Some(&other)),
+        (Some(listed("as applied")), None),
+    ] {
+        let change = script(listing, applied).unwrap();
+        assert_eq!(
+            (change.script, change.rules),
+            (rules.clone(), Some(rules.clone()))
+        );
+    }
+    let change = script(None, Some(&applied)).unwrap();
+    assert!(change.script.starts_with(&rules) && change.script.contains("add element inet fabedge own4"));
+    assert!(
+        change
+            .anew
+            .starts_with("add table inet fabedge\ndelete table inet fabedge\n")
+    );
+    assert!(change.anew.ends_with(&change.script));
+}
 
-    let none = Firewall::default();
+#[test]
+fn sets_change_element_by_element_and_foreign_objects_go() {
+    let applied = Applied {
+        rules: ruleset::rules(&table()),
+        listed: "as applied".to_owned(),
+    };
+    let mut listing = listed("as applied");
+    listing
+        .sets
+        .insert("own4".to_owned(), nets(&["10.1.0.0/16", "10.9.0.0/16"]));
+    listing.sets.insert("peers4".to_owned(), nets(&[]));
+    let change = script(Some(listing.clone()), Some(&applied)).unwrap();
     assert_eq!(
-        plan(&none, &listed("as applied"), Some(&applied)).table,
+        change.script,
+        "delete element inet fabedge own4 { 10.9.0.0/16 }\nadd element inet fabedge peers4 { 10.2.0.0/16 }\n"
+    );
+    assert_eq!(change.rules, None);
+
+    listing.rest.push_str("and more");
+    listing.chains.insert("theirs".to_owned());
+    listing.sets.insert("things".to_owned(), None);
+    listing.sets.insert("own4".to_owned(), None);
+    let script = script(Some(listing), Some(&applied)).unwrap().script;
+    for expected in [
+        "flush set inet fabedge own4\nadd element inet fabedge own4 { 10.1.0.0/16 }\n",
+        "flush chain inet fabedge theirs\ndelete chain inet fabedge theirs\ndelete set inet fabedge things\n",
+    ] {
+        assert!(script.contains(expected), "{script}");
+    }
+}
+
+#[test]
+fn an_unwanted_table_is_deleted() {
+    let observed = Observed {
+        listing: Some(listed("whatever")),
+        ..Observed::default()
+    };
+    assert_eq!(
+        plan(&Firewall::default(), &observed, None).table,
         TablePlan::Delete
     );
-    assert_eq!(plan(&none, &Observed::default(), None).table, TablePlan::Keep);
+    assert_eq!(
+        plan(&Firewall::default(), &Observed::default(), None).table,
+        TablePlan::Keep
+    );
+}
+
+#[test]
+fn a_listing_is_read_without_what_changes_by_itself() {
+    let text = |handle: u32, packets: u32| {
+        format!(
+            r#"{{"nftables": [{{"metainfo": {{"version": "1.0.6"}}}},
+            {{"table": {{"family": "inet", "name": "fabedge", "handle": {handle}}}}},
+            {{"counter": {{"name": "inbound_to_pods", "handle": 1, "packets": {packets}, "bytes": 60}}}},
+            {{"set": {{"name": "own4", "handle": 2, "elem": [{{"prefix": {{"addr": "10.1.0.0", "len": 16}}}}, "10.3.0.1"]}}}},
+            {{"set": {{"name": "odd", "handle": 3, "elem": [{{"range": ["10.0.0.1", "10.0.0.9"]}}]}}}},
+            {{"set": {{"name": "none", "handle": 4}}}},
+            {{"chain": {{"name": "inbound", "handle": 5, "prio": -300}}}},
+            {{"rule": {{"chain": "inbound", "handle": {handle}, "expr": [{{"drop": null}}]}}}}]}}"#
+        )
+    };
+    let listing = parse(&text(7, 1)).unwrap();
+    assert_eq!(listing, parse(&text(8, 2)).unwrap());
+    assert_eq!(listing.sets["own4"], nets(&["10.1.0.0/16", "10.3.0.1/32"]));
+    assert_eq!((&listing.sets["odd"], &listing.sets["none"]), (&None, &nets(&[])));
+    assert_eq!(listing.chains, BTreeSet::from(["inbound".to_owned()]));
+    assert!(
+        listing.rest.contains("-300") && listing.rest.contains("drop") && !listing.rest.contains("10.1.0.0")
+    );
+    let counted = counters(&text(7, 9)).unwrap();
+    assert_eq!(
+        counted["inbound_to_pods"],
+        Count {
+            packets: 9,
+            bytes: 60
+        }
+    );
+    assert!(parse("nft: no such thing").is_err());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
@@ -34,18 +34,11 @@ pub(super) async fn observe(netlink: &Netlink) -> Result<Observed, Error> {
         (IpVersion::V4, AddressFamily::Inet),
         (IpVersion::V6, AddressFamily::Inet6),
     ] {
-        let rules: Vec<RuleMessage> = netlink
-            .handle()
-            .rule()
-            .get(version)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| Error::new("listing the rules", error))?;
+        let rules = netlink.rules(version).await?;
         observed.rules.extend(
             rules
                 .iter()
-                .filter(|rule| rule.header.family == family)
+                .filter(|message| message.header.family == family)
                 .filter_map(rule),
         );
         for table in [marks::POD_TABLE, marks::NODE_TABLE] {

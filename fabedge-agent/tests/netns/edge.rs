@@ -1,12 +1,16 @@
 //! Packets at an edge: 10.233.66.0/24 behind the bridge, everything else of the pod network behind the tunnel.
 
 use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use fabedge_agent::desired::{Options, firewall, routes, sysctl};
 
 use super::documents::{self, MASQUERADE};
 use super::space::{Space, in_space, sh};
-use super::world::{Agent, OPEN, PATIENCE, Role, assert_seen, count, counts, own, seen, tunnel, wire};
+use super::world::{Agent, OPEN, PATIENCE, Role, assert_seen, count, counts, drain, own, seen, tunnel, wire};
 
 const EDGE: Role = Role {
     sysctl: sysctl::edge,
@@ -259,7 +263,10 @@ fn pods_go_out_under_their_own_addresses_when_asked_to() {
     in_space(async || {
         let world = World::new();
         let mut agent = Agent::new().await;
-        let direct = Options { masq_outgoing: false, fast_path: true };
+        let direct = Options {
+            masq_outgoing: false,
+            fast_path: true,
+        };
         agent.apply(EDGE, &documents::edge(), &direct).await;
         let pod = world.pod.udp("10.233.66.10:9000");
         let outside = world.lan.udp("198.51.100.9:9000");
@@ -341,5 +348,71 @@ fn a_forward_policy_of_drop_stops_nothing_of_ours() {
             assert_seen(&pod, "198.51.100.9:9000", &outside, "192.168.50.2");
             sh(&format!("{command} -P FORWARD ACCEPT; {command} -F FORWARD"));
         }
+    });
+}
+
+/// Sends to `address` until told to stop; returns how many packets.
+fn flood(from: UdpSocket, address: &'static str, stop: &Arc<AtomicBool>) -> JoinHandle<u64> {
+    let stop = stop.clone();
+    std::thread::spawn(move || {
+        let mut sent = 0;
+        while !stop.load(Relaxed) {
+            from.send_to(b"probe", address).unwrap();
+            sent += 1;
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        sent
+    })
+}
+
+#[test]
+fn nothing_gets_in_and_nothing_is_lost_while_rules_change() {
+    in_space(async || {
+        let world = World::new();
+        let (refused, welcome) = (
+            world.pod.udp("10.233.66.10:9000"),
+            world.pod.udp("10.233.66.10:9001"),
+        );
+        let (attacker, peer) = (world.lan.udp("10.233.67.10:0"), world.far.udp("10.233.67.10:0"));
+        assert_eq!(
+            count(&attacker, "10.233.66.10:9000", &refused),
+            10,
+            "the test would notice"
+        );
+        let mut document = documents::edge();
+        let mut agent = Agent::new().await;
+        agent.apply(EDGE, &document, &MASQUERADE).await;
+        assert_eq!(count(&peer, "10.233.66.10:9001", &welcome), 10);
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let received = std::thread::spawn(move || {
+            let mut buffer = [0; 16];
+            std::iter::from_fn(|| welcome.recv(&mut buffer).ok()).count() as u64
+        });
+        let floods = [
+            flood(attacker, "10.233.66.10:9000", &stop),
+            flood(peer, "10.233.66.10:9001", &stop),
+        ];
+        // Peers come and go, and every agent that starts writes the rules once more.
+        for i in 0..20 {
+            document.peers[1].endpoint.subnets.truncate(2);
+            document.peers[1]
+                .endpoint
+                .subnets
+                .push(format!("10.233.{}.0/24", 100 + i).parse().unwrap());
+            agent = Agent::new().await;
+            agent.apply(EDGE, &document, &MASQUERADE).await;
+        }
+        stop.store(true, Relaxed);
+        let [attacks, sent] = floods.map(|flood| flood.join().unwrap());
+        println!("{attacks} attacks, {sent} sent");
+        assert!(attacks > 100 && sent > 100);
+        assert_eq!(received.join().unwrap(), sent, "a peer's packets arrive");
+        assert_eq!(drain(&refused), 0, "of {attacks}");
+        assert_eq!(
+            agent.dropped("inbound_to_pods").await,
+            attacks,
+            "every one is counted"
+        );
     });
 }

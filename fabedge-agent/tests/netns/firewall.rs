@@ -86,44 +86,38 @@ fn the_jump_stands_in_every_backend_in_use_and_only_there() {
             ""
         );
 
-        for command in [
-            "iptables-legacy",
-            "iptables-nft",
-            "ip6tables-legacy",
-            "ip6tables-nft",
-        ] {
-            sh(&format!(
-                "{command} -P FORWARD DROP; {command} -A FORWARD -s 10.0.0.1 -j ACCEPT 2>/dev/null || true"
-            ));
-            let save = || sh(&format!("{command}-save -t filter | sed '/^#/d; s/\\[.*//'"));
-            let before = save();
-            settle(&mut firewall, &desired).await;
-            let first = sh(&format!("{command} -S FORWARD | grep -m 1 -- '^-A'"));
-            assert_eq!(
-                first.trim(),
-                "-A FORWARD -m comment --comment \"fabedge: pods and tunnels\" -j FABEDGE-FORWARD",
-                "{command}"
-            );
-            // Somebody refuses before us, empties our chain, or jumps twice.
-            for drift in [
-                "-I FORWARD -j DROP",
-                "-F FABEDGE-FORWARD",
-                "-A FORWARD -j FABEDGE-FORWARD",
-            ] {
-                sh(&format!("{command} {drift}"));
-                settle(&mut firewall, &desired).await;
-            }
-            // Who merely insists on the head is not fought.
-            sh(&format!("{command} -N cali; {command} -I FORWARD -j cali"));
-            assert_settled(&mut firewall, &desired).await;
-            sh(&format!(
-                "{command} -D FORWARD -j cali; {command} -X cali; {command} -D FORWARD -j DROP"
-            ));
-
-            settle(&mut firewall, &Default::default()).await;
-            assert_eq!(save(), before, "{command}");
-            sh(&format!("{command} -P FORWARD ACCEPT; {command} -F FORWARD"));
-            settle(&mut firewall, &desired).await;
-        }
+        let everywhere = |script: &str| {
+            [
+                "iptables-legacy",
+                "iptables-nft",
+                "ip6tables-legacy",
+                "ip6tables-nft",
+            ]
+            .map(|command| sh(&script.replace("COMMAND", command)))
+        };
+        let save = || everywhere("COMMAND-save -t filter | sed '/^#/d; s/\\[.*//'");
+        everywhere("COMMAND -P FORWARD DROP; COMMAND -A FORWARD -p tcp -j ACCEPT");
+        let before = save();
+        settle(&mut firewall, &desired).await;
+        let first = || everywhere("COMMAND -S FORWARD | grep -m 1 -- '^-A'");
+        let jump = "-A FORWARD -m comment --comment \"fabedge: pods and tunnels\" -j FABEDGE-FORWARD\n";
+        assert_eq!(first(), [jump; 4]);
+        // Somebody refuses before us, jumps twice, empties our chain.
+        everywhere(
+            "COMMAND -I FORWARD -p udp -j DROP; COMMAND -A FORWARD -j FABEDGE-FORWARD; COMMAND -F FABEDGE-FORWARD",
+        );
+        settle(&mut firewall, &desired).await;
+        assert_eq!(first(), [jump; 4]);
+        assert!(
+            everywhere("COMMAND -S FABEDGE-FORWARD")
+                .iter()
+                .all(|rules| rules.matches("ACCEPT").count() == 4)
+        );
+        // Who merely insists on the head is not fought.
+        everywhere("COMMAND -D FORWARD -p udp -j DROP; COMMAND -N cali; COMMAND -I FORWARD -j cali");
+        assert_settled(&mut firewall, &desired).await;
+        everywhere("COMMAND -D FORWARD -j cali; COMMAND -X cali");
+        settle(&mut firewall, &Default::default()).await;
+        assert_eq!(save(), before);
     });
 }

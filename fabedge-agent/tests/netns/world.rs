@@ -165,7 +165,7 @@ pub fn assert_seen(from: &UdpSocket, address: &str, at: &UdpSocket, source: &str
 }
 
 /// Takes what has arrived, and tells how much that was.
-fn drain(socket: &UdpSocket) -> usize {
+pub fn drain(socket: &UdpSocket) -> usize {
     socket.set_nonblocking(true).unwrap();
     let count = std::iter::from_fn(|| socket.recv(&mut [0; 16]).ok()).count();
     socket.set_nonblocking(false).unwrap();
