@@ -9,136 +9,15 @@
 mod pki;
 #[path = "charon/site.rs"]
 mod site;
+#[path = "charon/world.rs"]
+mod world;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabedge_agent::facts::TunnelKind;
 use pki::Authority;
-use site::{Site, kind, run};
-
-/// One world at a time: the namespaces have fixed names.
-fn alone() -> MutexGuard<'static, ()> {
-    static WORLD: Mutex<()> = Mutex::new(());
-    WORLD.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// `edge` and `connector` on one link, certified, with charons; agents not started.
-struct World {
-    edge: Site,
-    connector: Site,
-    authority: Authority,
-    _alone: MutexGuard<'static, ()>,
-}
-
-impl World {
-    fn new() -> Self {
-        let guard = alone();
-        let kind = kind();
-        let (edge, connector) = (Site::new("fab-edge", kind), Site::new("fab-conn", kind));
-        run("ip link add eth0 netns fab-edge type veth peer name eth0 netns fab-conn");
-        for (site, address, v6, pod, pod6) in [
-            (
-                &edge,
-                "172.16.2.2/24",
-                "fd01::2/64",
-                "10.233.66.1/24",
-                "fd00:66::1/64",
-            ),
-            (
-                &connector,
-                "172.16.2.28/24",
-                "fd01::28/64",
-                "10.233.64.1/24",
-                "fd00:64::1/64",
-            ),
-        ] {
-            site.run(&format!(
-                "ip addr add {address} dev eth0; ip addr add {v6} dev eth0 nodad; ip link set eth0 up; \
-                 ip link add pods type veth peer name pods0; ip link set pods up; ip link set pods0 up; \
-                 ip addr add {pod} dev pods; ip addr add {pod6} dev pods nodad"
-            ));
-            if kind == TunnelKind::Xfrm {
-                site.run("ip link add fabedge0 type xfrm dev eth0 if_id 0xfabe; ip link set fabedge0 up");
-            }
-        }
-        let authority = Authority::new("fabedge-ca");
-        authority.certify(&edge, "fabedge.edge2");
-        authority.certify(&connector, "fabedge.connector");
-        Self {
-            edge,
-            connector,
-            authority,
-            _alone: guard,
-        }
-    }
-
-    /// Routes from `site` to prefixes, through the tunnel device.
-    fn routes(&self) {
-        let device = kind().device();
-        for site in [&self.edge, &self.connector] {
-            site.wait("tunnel device", 5, |site| {
-                site.succeeds(&format!("ip link show {device}"))
-            });
-        }
-        self.edge.run(&format!(
-            "ip route replace 10.233.64.0/23 dev {device} src 10.233.66.1; \
-             ip route replace fd00:64::/64 dev {device} src fd00:66::1"
-        ));
-        self.connector.run(&format!(
-            "ip route replace 10.233.66.0/24 dev {device} src 10.233.64.1; \
-             ip route replace fd00:66::/64 dev {device} src fd00:64::1"
-        ));
-    }
-}
-
-fn edge_document(connector_subnets: &str) -> String {
-    format!(
-        r#"version: 1
-generation: 1
-id: C=CN, O=fabedge.io, CN=fabedge.edge2
-name: fabedge.edge2
-publicAddresses: [172.16.2.2]
-subnets: [10.233.66.0/24, "fd00:66::/64"]
-nodeSubnets: [172.16.2.2]
-type: EdgeNode
-peers:
-- id: C=CN, O=fabedge.io, CN=fabedge.connector
-  name: fabedge.connector
-  publicAddresses: [172.16.2.28]
-  subnets: [{connector_subnets}]
-  nodeSubnets: [172.16.2.28, 172.16.2.23]
-  type: Connector
-  initiate: true
-...
-"#
-    )
-}
-
-fn connector_document(own_subnets: &str) -> String {
-    format!(
-        r#"version: 1
-generation: 1
-id: C=CN, O=fabedge.io, CN=fabedge.connector
-name: fabedge.connector
-publicAddresses: [172.16.2.28]
-subnets: [{own_subnets}]
-nodeSubnets: [172.16.2.28, 172.16.2.23]
-type: Connector
-peers:
-- id: C=CN, O=fabedge.io, CN=fabedge.edge2
-  name: fabedge.edge2
-  publicAddresses: [172.16.2.2]
-  subnets: [10.233.66.0/24, "fd00:66::/64"]
-  nodeSubnets: [172.16.2.2]
-  type: EdgeNode
-...
-"#
-    )
-}
-
-/// Pods and services: the connector has no address in the latter.
-const CLOUD: &str = r#"10.233.0.0/18, 10.233.64.0/24, "fd00:64::/64""#;
+use site::{Site, kind};
+use world::{CLOUD, World, connector_document, edge_document, start};
 
 #[test]
 fn a_tunnel_comes_up_and_carries_both_families() {
@@ -186,19 +65,13 @@ fn a_tunnel_comes_up_and_carries_both_families() {
     );
 }
 
-/// `world` with everything running and the tunnel up.
-fn up() -> World {
-    let mut world = World::new();
-    for site in [&mut world.edge, &mut world.connector] {
-        site.start_charon();
-        site.start_agent();
-    }
-    world.edge.document(&edge_document(CLOUD));
-    world.connector.document(&connector_document(CLOUD));
-    world.edge.wait_ready("fabedge.connector");
-    world.connector.wait_ready("fabedge.edge2");
-    world.routes();
-    world
+/// How many of its packets a `ping -q` got back, and what it said.
+fn received(pings: std::process::Child) -> (u32, String) {
+    let summary = String::from_utf8(pings.wait_with_output().unwrap().stdout).unwrap();
+    let received = summary
+        .lines()
+        .find_map(|line| line.split_once(" received")?.0.rsplit(' ').next()?.parse().ok());
+    (received.unwrap(), summary)
 }
 
 const PING: &str = "ping -c 1 -W 1 10.233.64.1";
@@ -232,7 +105,7 @@ fn either_end_may_come_late() {
 
 #[test]
 fn a_killed_charon_gets_everything_again() {
-    let mut world = up();
+    let mut world = start(World::new());
     world.connector.kill_charon();
     world
         .connector
@@ -263,7 +136,7 @@ fn a_killed_charon_gets_everything_again() {
 
 #[test]
 fn selectors_change_without_a_gap() {
-    let world = up();
+    let world = start(World::new());
     let before = world.edge.peer("fabedge.connector");
     let wider = r#"10.233.0.0/18, 10.233.64.0/23, "fd00:64::/64""#;
     let pings = world.edge.start("ping -q -i 0.02 -W 1 -c 150 10.233.64.1");
@@ -288,11 +161,7 @@ fn selectors_change_without_a_gap() {
         after.established_seconds >= before.established_seconds,
         "over the same IKE_SA"
     );
-    let summary = String::from_utf8(pings.wait_with_output().unwrap().stdout).unwrap();
-    let received: u32 = summary
-        .lines()
-        .find_map(|line| line.split_once(" received")?.0.rsplit(' ').next()?.parse().ok())
-        .unwrap();
+    let (received, summary) = received(pings);
     println!("{received} of 150 pings answered while the selectors changed");
     // The peer may use a new SA a round trip before it is there, at every attempt; an emulated CPU makes that long.
     let enough = if kind() == TunnelKind::Xfrm { 130 } else { 145 };
@@ -301,7 +170,7 @@ fn selectors_change_without_a_gap() {
 
 #[test]
 fn a_peer_that_goes_takes_its_sas_along() {
-    let mut world = up();
+    let mut world = start(World::new());
     world.connector.clear_document();
     world.edge.wait("loss of the tunnel", 5, |site| {
         site.peer("fabedge.connector").children.is_empty()
@@ -335,7 +204,7 @@ fn a_peer_that_goes_takes_its_sas_along() {
 
 #[test]
 fn unfit_certificates_are_refused_and_good_ones_stay() {
-    let world = up();
+    let world = start(World::new());
     let refusal = |site: &Site, words: &str| {
         site.wait(&format!("refusal with {words:?}"), 5, |site| {
             site.failures()
@@ -379,4 +248,59 @@ fn unfit_certificates_are_refused_and_good_ones_stay() {
     });
     world.connector.document(&connector_document(CLOUD));
     world.edge.wait_ready("fabedge.connector");
+}
+
+#[test]
+fn rekeying_and_doubles_lose_nothing() {
+    let world = start(World::new());
+    let child = world.edge.peer("fabedge.connector").children[0].clone();
+    let pings = world.edge.start("ping -q -i 0.02 -W 1 -c 300 10.233.64.1");
+    assert!(world.edge.ask("rekey", &[("child", child.name.as_str())]));
+    let renewed = |site: &Site| {
+        let report = site.peer("fabedge.connector");
+        report.ready && report.children.len() == 1 && report.children[0].spi_in != child.spi_in
+    };
+    world.edge.wait("CHILD_SA with other keys", 10, renewed);
+    assert!(world.edge.ask("rekey", &[("ike", "fabedge-fabedge.connector")]));
+    // A second child like the first, as by two ends that initiate at once.
+    let again = format!("{}-again", child.name);
+    world.edge.wait("end of the older child", 20, |site| {
+        // Refused while the IKE_SA is being rekeyed, and once it is there.
+        site.ask("initiate", &[("child", again.as_str()), ("timeout", "2000")]);
+        let report = site.peer("fabedge.connector");
+        report.ready && report.children.len() == 1 && report.children[0].name == again
+    });
+    world.edge.wait_idle();
+    world.connector.wait_idle();
+    assert_eq!(world.connector.peer("fabedge.edge2").children.len(), 1);
+    let (received, summary) = received(pings);
+    println!("{received} of 300 pings answered during rekeying");
+    assert!(
+        received >= if kind() == TunnelKind::Xfrm { 270 } else { 295 },
+        "{summary}"
+    );
+}
+
+#[test]
+fn a_nat_that_remaps_cuts_an_idle_edge_off_only_briefly() {
+    let (world, nat) = World::behind_nat();
+    let world = start(world);
+    let from_cloud = "ping -c 1 -W 1 10.233.66.1";
+    assert!(world.connector.succeeds(from_cloud));
+    let before = world.connector.peer("fabedge.edge2").remote.unwrap();
+    assert!(!before.ends_with(":500"), "over NAT-T: {before}");
+    // With the address go the masquerades to it.
+    nat.run("ip addr add 172.16.2.77/24 dev out0; ip addr del 172.16.2.2/24 dev out0; ip addr add 172.16.2.77/24 dev out0 || true");
+    let took = world
+        .connector
+        .wait("packets to the edge", 20, |site| site.succeeds(from_cloud));
+    println!("packets to the idle edge {took:?} after its NAT took another address");
+    // DPD is every 5 s; the rest is for an emulated CPU.
+    assert!(took < Duration::from_secs(9), "{took:?}");
+    world.connector.wait("other address in the report", 5, |site| {
+        site.peer("fabedge.edge2")
+            .remote
+            .is_some_and(|remote| remote.starts_with("172.16.2.77:"))
+    });
+    assert!(world.edge.succeeds(PING));
 }

@@ -290,3 +290,6 @@ fn timestamp(time: SystemTime) -> ASN1Time {
         .and_then(|seconds| ASN1Time::from_timestamp(seconds).ok())
         .unwrap_or_else(ASN1Time::now)
 }
+
+#[cfg(test)]
+mod tests;

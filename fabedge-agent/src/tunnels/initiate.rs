@@ -62,13 +62,21 @@ impl Initiator {
         }
     }
 
-    /// Says what is to be brought up; what is no longer named is left alone.
-    pub fn set(&self, targets: Targets) {
+    /// Says what is to be brought up; what is no longer named is left alone. Returns what is new.
+    pub fn set(&self, targets: Targets) -> Vec<String> {
+        let mut new = Vec::new();
         self.targets.send_if_modified(|current| {
+            new.extend(
+                targets
+                    .iter()
+                    .filter(|(name, to)| current.get(*name) != Some(to))
+                    .map(|(name, _)| name.clone()),
+            );
             let changed = *current != targets;
             *current = targets;
             changed
         });
+        new
     }
 
     /// What went wrong last with each of the connections that are still to be brought up.

@@ -249,6 +249,18 @@ pub fn plan(desired: &Tunnels, loaded: &BTreeMap<String, Connection>, actual: &A
             });
         }
     }
+    // What is on its way to an address that is no longer the peer's would keep its place until it is given up.
+    for (name, connection) in &plan.load {
+        let moved = loaded.get(name).is_some_and(|old| {
+            (&old.remote_addrs, old.remote_port) != (&connection.remote_addrs, connection.remote_port)
+        });
+        let astray = |ike: &&Ike| moved && ike.name == *name && ike.state == IkeState::Connecting;
+        plan.terminate_ikes
+            .extend(actual.ikes.iter().filter(astray).map(|ike| Doomed {
+                id: ike.id,
+                name: name.clone(),
+            }));
+    }
     for (name, connection) in &desired.connections {
         if connection.initiate && need(name, connection, &actual.ikes) != Need::Nothing {
             plan.initiate.insert(name.clone(), connection.clone());

@@ -124,6 +124,8 @@ pub struct Empty {}
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
+    /// How long charon may take for an answer.
+    limit: Duration,
     /// A request was cut short, so that its answer may still come: not to be used on.
     dirty: bool,
 }
@@ -142,7 +144,7 @@ impl Connection {
             .await
             .map_err(|_| absent(io::ErrorKind::TimedOut.into()))?
             .map_err(absent)?;
-        Ok(Self { stream, dirty: false })
+        Ok(Self { stream, limit: LIMIT, dirty: false })
     }
 
     /// Process id of charon as seen from here; none where it lives in another pid namespace.
@@ -165,7 +167,7 @@ impl Connection {
         request: &Q,
     ) -> Result<A, Error> {
         let payload = encode(command, request)?;
-        self.in_time(command, LIMIT, async |this| {
+        self.in_time(command, self.limit, async |this| {
             this.send(CMD_REQUEST, command, &payload).await?;
             this.reply(command, |_, _| Ok(())).await
         })
@@ -194,7 +196,7 @@ impl Connection {
     ) -> Result<(), Error> {
         let payload = encode(command, request)?;
         let status: Status = self
-            .in_time(command, limit + LIMIT, async |this| {
+            .in_time(command, limit + self.limit, async |this| {
                 this.event_request(command, EVENT_REGISTER, event).await?;
                 this.send(CMD_REQUEST, command, &payload).await?;
                 let status = this
@@ -217,7 +219,7 @@ impl Connection {
     /// # Errors
     /// See [`Error`].
     pub async fn subscribe(&mut self, event: &'static str) -> Result<(), Error> {
-        self.in_time(event, LIMIT, async |this| {
+        self.in_time(event, self.limit, async |this| {
             this.event_request(event, EVENT_REGISTER, event).await
         })
         .await
@@ -361,3 +363,6 @@ fn malformed(command: &'static str, reason: String) -> Error {
 fn unexpected(command: &'static str, kind: u8) -> Error {
     malformed(command, format!("a packet of type {kind} out of turn"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use fabedge_agent::facts::{Facts, TunnelKind};
 use fabedge_agent::subsystem::{Phase, Subsystem};
 use fabedge_agent::tunnels::credentials::Paths;
 use fabedge_agent::tunnels::report::{PeerReport, Report};
+use fabedge_agent::tunnels::vici::Connection;
 use fabedge_agent::tunnels::{Options, Tunnels};
 use fabedge_common::config::NodeConfig;
 use tempfile::TempDir;
@@ -163,6 +164,22 @@ impl Site {
             .spawn()
             .unwrap();
         self.charon = Some(charon);
+    }
+
+    /// Asks charon for something, over VICI; whether it was done.
+    pub fn ask(&self, command: &'static str, request: &[(&str, &str)]) -> bool {
+        let request: BTreeMap<_, _> = request.iter().copied().collect();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let asked = runtime.block_on(async {
+            Connection::open(&self.path("charon.vici"))
+                .await?
+                .command(command, &request)
+                .await
+        });
+        asked.is_ok()
     }
 
     pub fn kill_charon(&mut self) {

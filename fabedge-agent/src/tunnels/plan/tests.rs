@@ -169,6 +169,31 @@ fn only_the_initiator_closes_a_double_ike_sa() {
 }
 
 #[test]
+fn what_is_on_its_way_to_an_old_address_is_given_up() {
+    let old = connection(1, 0, true);
+    let new = Connection {
+        remote_addrs: vec!["192.0.2.9".into()],
+        ..old.clone()
+    };
+    let wanted = desired(&[(NAME, new)]);
+    let connecting = Ike {
+        state: IkeState::Connecting,
+        ..ike(1, NAME, Vec::new())
+    };
+    let actual = Actual {
+        connections: BTreeSet::from([NAME.to_owned()]),
+        ikes: vec![connecting, ike(2, NAME, vec![child(2, &old)])],
+    };
+    let loaded = desired(&[(NAME, old)]).connections;
+    assert_eq!(ids(&plan(&wanted, &loaded, &actual).terminate_ikes), [1]);
+    assert!(
+        plan(&wanted, &wanted.connections, &actual)
+            .terminate_ikes
+            .is_empty()
+    );
+}
+
+#[test]
 fn charon_is_not_asked_twice() {
     let c = connection(1, 0, true);
     let connecting = Ike {
