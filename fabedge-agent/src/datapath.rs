@@ -29,10 +29,6 @@ use maps::{Found, Maps};
 use plan::{Actual, Load, Plan};
 use programs::{Mode, Programs};
 
-/// How long a new pod's packets stay with the stack: longer than a round trip, so that a flow which the stack
-/// translated before our programs were there shows itself to them.
-const LEARNING: Duration = Duration::from_secs(2);
-
 /// The programs and maps, as built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FABEDGE_EBPF_OBJECT"));
 
@@ -43,6 +39,9 @@ pub struct Options {
     pub dir: PathBuf,
     /// CNI state directory, where runtimes remember their pods.
     pub cni_state_dir: PathBuf,
+    /// How long a new pod's packets stay with the stack: longer than a round trip, so that a flow which the stack
+    /// translated before our programs were there shows itself to them.
+    pub learning: Duration,
 }
 
 impl Default for Options {
@@ -50,6 +49,7 @@ impl Default for Options {
         Self {
             dir: marks::BPF_DIR.into(),
             cni_state_dir: "/var/lib/cni".into(),
+            learning: Duration::from_secs(2),
         }
     }
 }
@@ -118,7 +118,7 @@ impl Datapath {
 
     /// When a pod will have learned enough, if one is learning.
     pub fn next_attempt(&self) -> Option<Duration> {
-        let due = self.learning.values().min()?.checked_add(LEARNING)?;
+        let due = self.learning.values().min()?.checked_add(self.options.learning)?;
         Some(due.saturating_duration_since(Instant::now()))
     }
 
@@ -173,7 +173,7 @@ impl Datapath {
         let done = self
             .learning
             .iter()
-            .filter(|(_, since)| now.duration_since(**since) >= LEARNING);
+            .filter(|(_, since)| now.duration_since(**since) >= self.options.learning);
         done.map(|(addr, _)| *addr).collect()
     }
 

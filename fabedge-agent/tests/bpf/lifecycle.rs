@@ -1,6 +1,7 @@
 //! Loading, restarting, migrating, leaving; and what others have on the same hooks.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use aya::EbpfLoader;
 use aya::programs::{SchedClassifier, TcAttachType};
-use fabedge_agent::datapath::{Datapath, Options, read};
+use fabedge_agent::datapath::{Datapath, read};
 use fabedge_agent::desired::datapath::Datapath as Desired;
 use fabedge_common::abi;
 
@@ -34,18 +35,30 @@ fn under_traffic(node: &Node, body: impl FnOnce()) -> (u32, u32) {
         })
     };
     let receiver = {
-        let socket = Arc::clone(&socket);
+        let (socket, done) = (Arc::clone(&socket), Arc::clone(&done));
         thread::spawn(move || {
-            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-            (0..).take_while(|_| socket.recv(&mut [0; 64]).is_ok()).count() as u32
+            // Longer than the machine may be busy with something else.
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            let mut received = 0;
+            loop {
+                match socket.recv(&mut [0; 64]) {
+                    Ok(_) => received += 1,
+                    Err(_) if done.load(Ordering::Relaxed) => return received,
+                    Err(_) => {}
+                }
+            }
         })
     };
     let answer = ipv4(PEER, POD, 64, 17, &udp(7000, 7000, b"answer"));
     thread::scope(|scope| {
         scope.spawn(|| {
             let fits = |packet: &[u8]| packet.ends_with(b"question");
-            while node.tun.receive(Duration::from_millis(500), fits).is_some() {
-                node.tun.send(&answer);
+            loop {
+                match node.tun.receive(Duration::from_secs(1), fits) {
+                    Some(_) => node.tun.send(&answer),
+                    None if done.load(Ordering::Relaxed) => return,
+                    None => {}
+                }
             }
         });
         thread::sleep(Duration::from_millis(100));
@@ -245,11 +258,7 @@ fn a_pin_that_somebody_removed_is_made_again() {
 fn without_a_bpf_file_system_the_node_goes_on_and_says_why() {
     sandbox(|sandbox| {
         let node = Node::new();
-        let nowhere = Options {
-            dir: "/nowhere/bpf/fabedge".into(),
-            cni_state_dir: sandbox.cni.clone(),
-        };
-        let mut datapath = Datapath::new(nowhere);
+        let mut datapath = Datapath::new(sandbox.options(Path::new("/nowhere/bpf/fabedge")));
         let failed: Vec<_> = sandbox
             .pass(&mut datapath, &node.desired())
             .into_iter()

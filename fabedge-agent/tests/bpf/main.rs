@@ -11,3 +11,4 @@ mod sandbox;
 mod table;
 mod traffic;
 mod tun;
+mod xfrm;

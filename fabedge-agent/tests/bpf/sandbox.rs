@@ -1,6 +1,6 @@
 //! Namespaces for one test, and the subsystem in them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -64,10 +64,16 @@ fn isolate() {
 impl Sandbox {
     /// An agent's subsystem as after its start.
     pub fn datapath(&self) -> Datapath {
-        Datapath::new(Options {
-            dir: self.pins.clone(),
+        Datapath::new(self.options(&self.pins))
+    }
+
+    /// Options with pins in `dir`, and a short time to learn.
+    pub fn options(&self, dir: &Path) -> Options {
+        Options {
+            dir: dir.to_owned(),
             cni_state_dir: self.cni.clone(),
-        })
+            learning: Duration::from_millis(200),
+        }
     }
 
     /// One pass; all outcomes.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::sandbox::run;
+
 /// `IFF_TUN | IFF_NO_PI` of linux/if_tun.h.
 const FLAGS: libc::c_short = 0x0001 | 0x1000;
 
@@ -20,11 +22,12 @@ pub struct Tun(File);
 impl Tun {
     /// Makes the device in this thread's namespace.
     pub fn new(name: &str) -> Self {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-            .unwrap();
+        let path = "/dev/net/tun";
+        if !std::path::Path::new(path).exists() {
+            // A module in Debian's kernels; the device node comes with it.
+            run("modprobe", "tun");
+        }
+        let file = File::options().read(true).write(true).open(path).unwrap();
         // SAFETY: all zero is a valid `ifreq`.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
