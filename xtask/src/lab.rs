@@ -124,7 +124,6 @@ pub fn demo(places: &Places, arguments: &Demo, interrupt: &Interrupt) -> Result<
         std::fs::copy(&figures, file)
             .with_context(|| format!("copying the figures {} to {}", figures.display(), file.display()))?;
     }
-    eprintln!("logs and captures: {}", results.display());
     if arguments.keep {
         eprintln!("the world is up: `cargo xtask lab exec edge1 -- ip route`, `cargo xtask lab down`");
     }
@@ -194,13 +193,13 @@ fn up(places: &Places, place: &Place, more: &[String], interrupt: &Interrupt) ->
     let machine = boot(places, kernel, tunnel, true, interrupt)?;
     let mut command = words(&["/host/fabedge-lab", "up", "--tunnel", tunnel.name()]);
     command.extend(more.iter().cloned());
-    let code = machine.run(&command, &environment(kernel))?;
-    if code != 0 {
+    let outcome = machine.run(&command, &environment(kernel));
+    if !matches!(outcome, Ok(0)) {
         let results = save(places, &machine, "up")?;
         machine.shutdown();
         eprintln!("the world did not come up; its logs: {}", results.display());
     }
-    Ok(code)
+    outcome
 }
 
 fn boot(

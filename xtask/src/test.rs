@@ -214,18 +214,24 @@ fn in_machine(
     }
     let machine = Machine::boot(places, &Options::on(kernel), &files, interrupt)?;
     let mut sum = Counts::default();
+    let mut outcome = Ok(());
     for command in commands {
         eprintln!("\n== kernel {}: {}", kernel.name(), command.join(" "));
         let mut tally = Tally::new(std::io::stdout());
-        let code = machine.run_into(&command, &environment(kernel), &mut tally)?;
-        sum += closed(tally.counts(), code == 0);
+        let run = machine.run_into(&command, &environment(kernel), &mut tally);
+        sum += closed(tally.counts(), matches!(run, Ok(0)));
+        if let Err(problem) = run {
+            // The machine is gone, or we are to end: the logs so far are worth keeping.
+            outcome = Err(problem);
+            break;
+        }
     }
     let what = tunnel.map_or("bpf", Tunnel::name);
     let results = save(places, &machine, &format!("test-{}-{what}", kernel.name()))?;
     if sum.failed > 0 {
         eprintln!("logs and captures: {}", results.display());
     }
-    Ok(sum)
+    outcome.map(|()| sum)
 }
 
 fn checks(places: &Places) -> Result<Counts> {

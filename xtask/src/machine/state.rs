@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
+use super::vm;
+
 /// What another process must know of a running machine.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct State {
@@ -97,6 +99,7 @@ pub fn new_folder(machines: &Path) -> Result<(PathBuf, File)> {
 
 /// Removes a machine's folder.
 pub fn remove(folder: &Path) {
+    vm::tidy(folder);
     if let Err(problem) = std::fs::remove_dir_all(folder) {
         eprintln!("warning: removing {}: {problem}", folder.display());
     }

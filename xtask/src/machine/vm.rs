@@ -17,6 +17,10 @@ use crate::setup::kernels::{self, Version};
 use crate::setup::root;
 
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+/// What the guest mounts: see above.
+const BASE: &str = "base";
+const BOX: &str = "box";
+const TAGS: [&str; 2] = [BASE, BOX];
 /// A busy machine may take its time to start a program.
 const SHARE_PATIENCE: Duration = Duration::from_secs(30);
 /// Security features that cost instructions and protect nothing here.
@@ -29,8 +33,8 @@ pub fn start(places: &Places, options: &Options, folder: &Path, version: Version
     let kernel = kernels::find(places, version);
     let log = File::create(folder.join("processes.log"))?;
     let mut children = vec![
-        share(options, "base", &places.cache, "always", folder, &log)?,
-        share(options, "box", &folder.join("box"), "none", folder, &log)?,
+        share(options, BASE, &places.cache, "always", folder, &log)?,
+        share(options, BOX, &folder.join("box"), "none", folder, &log)?,
     ];
     let inside = |path: &Path| -> Result<String> {
         let relative = path
@@ -78,7 +82,7 @@ pub fn start(places: &Places, options: &Options, folder: &Path, version: Version
     .arg(kernel.initramfs())
     .args(["-append", &append, "-device", "virtio-rng-pci"])
     .args(["-serial", &format!("file:{}", folder.join("console").display())]);
-    for tag in ["base", "box"] {
+    for tag in TAGS {
         qemu.args([
             "-chardev",
             &format!("socket,id={tag},path={}", socket(folder, tag)),
@@ -114,6 +118,18 @@ pub fn start(places: &Places, options: &Options, folder: &Path, version: Version
 fn socket(folder: &Path, tag: &str) -> String {
     let machine = folder.file_name().unwrap_or_default().to_string_lossy();
     format!("{machine}-{tag}.socket")
+}
+
+/// Removes what virtiofsd leaves outside the machine's folder.
+pub fn tidy(folder: &Path) {
+    for tag in TAGS {
+        let left = Path::new("/run/virtiofsd").join(socket(folder, tag) + ".pid");
+        if let Err(problem) = std::fs::remove_file(&left)
+            && problem.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!("warning: removing {}: {problem}", left.display());
+        }
+    }
 }
 
 /// Serves a folder to the guest.
