@@ -202,3 +202,111 @@ fn off_means_that_all_and_only_ours_goes() {
     assert!(plan.unpin);
     assert!(!plan.grows());
 }
+
+mod convergence {
+    use proptest::collection::{btree_map, btree_set};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn nets() -> impl Strategy<Value = IpNet> {
+        prop_oneof![
+            (0..6u8).prop_map(|n| net(&format!("10.{n}.0.0/16"))),
+            (0..6u8).prop_map(|n| net(&format!("fd00:{n}::/64"))),
+        ]
+    }
+
+    fn addresses() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![
+            (0..6u8).prop_map(|n| addr(&format!("10.9.0.{n}"))),
+            (0..6u8).prop_map(|n| addr(&format!("fd00:9::{n}"))),
+        ]
+    }
+
+    fn hooks() -> impl Strategy<Value = BTreeSet<Hook>> {
+        btree_set(
+            (0..4u32, 0..Entry::ALL.len()).prop_map(|(device, n)| hook(device, Entry::ALL[n])),
+            0..8,
+        )
+    }
+
+    prop_compose! {
+        fn any_desired()(
+            enabled in prop::bool::weighted(0.8),
+            routes in btree_map(nets(), (1..4u32).prop_map(route), 0..8),
+            pods in btree_map(addresses(), prop_oneof![Just(pod(0)), Just(pod(POD_SHAPED))], 0..8),
+            peers in btree_map(1..4u32, Just("a.b".to_owned()), 0..3),
+            hooks in hooks(),
+        ) -> Datapath {
+            if enabled { Datapath { enabled, routes, pods, peers, hooks } } else { Datapath::default() }
+        }
+    }
+
+    prop_compose! {
+        fn any_actual()(
+            state in 0..3,
+            loaded in any::<bool>(),
+            routes in btree_map(nets(), (1..4u32).prop_map(route), 0..8),
+            pods in btree_map(addresses(), (0..4u32).prop_map(pod), 0..8),
+            peers in btree_set(1..4u32, 0..3),
+            hooks in hooks(),
+            dead in hooks(),
+        ) -> Actual {
+            let dead = dead.difference(&hooks).cloned().collect();
+            match state {
+                0 => Actual { hooks, dead, ..nothing() },
+                1 => Actual { pins: Pins::Other("ABI version 7".to_owned()), hooks, dead, ..nothing() },
+                _ => Actual { pins: Pins::Ours, loaded, routes, pods, peers, hooks, dead, learned: BTreeSet::new() },
+            }
+        }
+    }
+
+    /// What carrying out a plan makes of the kernel, as a model.
+    fn carried_out(plan: &Plan, mut actual: Actual) -> Actual {
+        if plan.load.is_some() {
+            actual.loaded = true;
+            actual.pins = Pins::Ours;
+        }
+        actual.routes.extend(plan.routes.set.clone());
+        actual.pods.extend(plan.pods.set.clone());
+        actual.peers.extend(plan.peers.set.keys());
+        actual.hooks.extend(plan.attach.clone());
+        actual.routes.retain(|net, _| !plan.routes.remove.contains(net));
+        actual.pods.retain(|addr, _| !plan.pods.remove.contains(addr));
+        actual.peers.retain(|reqid| !plan.peers.remove.contains(reqid));
+        actual.hooks.retain(|hook| !plan.detach.contains(hook));
+        actual
+            .dead
+            .retain(|hook| !plan.detach.contains(hook) && !plan.attach.contains(hook));
+        if plan.unpin {
+            actual = Actual {
+                hooks: actual.hooks,
+                dead: actual.dead,
+                ..nothing()
+            };
+        }
+        actual.learned = actual.pods.keys().copied().collect();
+        actual
+    }
+
+    proptest! {
+        #[test]
+        fn two_passes_lead_from_anything_to_what_is_wanted(desired in any_desired(), actual in any_actual()) {
+            let first = plan(&desired, &actual);
+            // No pod skips its time of learning, and only what was found can be removed.
+            for (addr, entry) in &first.pods.set {
+                prop_assert!(entry.flags & POD_LEARNING != 0, "{addr}");
+            }
+            prop_assert!(first.detach.iter().all(|hook| actual.hooks.contains(hook) || actual.dead.contains(hook)));
+            prop_assert!(first.attach.is_disjoint(&first.detach));
+
+            let between = carried_out(&first, actual);
+            let last = carried_out(&plan(&desired, &between), between);
+            prop_assert!(idle(&plan(&desired, &last)));
+            prop_assert_eq!(&last.routes, &desired.routes);
+            prop_assert_eq!(&last.pods, &desired.pods);
+            prop_assert_eq!(&last.hooks, &desired.hooks);
+            prop_assert!(last.dead.is_empty());
+        }
+    }
+}
