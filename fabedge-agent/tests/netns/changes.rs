@@ -20,7 +20,8 @@ fn every_kind_of_change_is_noticed_once() {
         let mut changes = Changes::open().unwrap();
         assert!(!noticed(&mut changes).await, "nothing has happened");
         for change in [
-            "ip link add d0 type dummy || ip link add d0 type bridge; ip link set d0 up",
+            "ip link add d0 type dummy || ip link add d0 type bridge
+ ip link set d0 up",
             "ip addr add 10.1.0.1/24 dev d0",
             "ip route add 10.2.0.0/16 dev d0 table 220",
             "ip -6 route add fd00::/64 dev d0 table 220",

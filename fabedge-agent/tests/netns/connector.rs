@@ -36,7 +36,9 @@ impl World {
              ip route add 10.233.66.0/23 via 10.20.8.28
              ip route add 10.99.0.0/16 via 10.20.8.28"
         ));
-        sh("ip link add cni0 type bridge; ip link set cni0 up; ip addr add 10.233.64.1/24 dev cni0");
+        sh("ip link add cni0 type bridge
+ ip link set cni0 up
+ ip addr add 10.233.64.1/24 dev cni0");
         wire("pod0", &pod, "eth0");
         sh("ip link set pod0 master cni0");
         own(&pod, "eth0", &["10.233.64.10/24"]);

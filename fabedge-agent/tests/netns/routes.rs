@@ -166,7 +166,7 @@ fn what_others_made_survives_and_nothing_of_ours_is_left() {
             ip rule add pref 100 lookup 100
             ip route add 10.200.0.0/16 dev eth0 table 220
             ip route add 10.233.64.0/24 dev eth0 table 220 proto static metric 4000
-            ip -6 route add fd00:1::/64 dev eth0 table 220
+            ip route add fd00:1::/64 dev eth0 table 220
             ip route add 10.201.0.0/16 dev eth0 proto 250");
         let everything = || {
             sh("ip rule; ip -6 rule; ip route show table all; ip -6 route show table all")

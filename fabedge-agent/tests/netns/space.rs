@@ -112,7 +112,7 @@ fn enter() {
 /// Runs commands in the namespace of the calling thread; the test fails with the first that fails.
 pub fn sh(script: &str) -> String {
     let output = Command::new("sh")
-        .args(["-ec", script])
+        .args(["-ec", &batched(script)])
         .output()
         .expect("running sh");
     assert!(
@@ -121,6 +121,25 @@ pub fn sh(script: &str) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The script with `ip` started once for all lines in a row that are plain calls of it: starting programs is what
+/// takes time in an emulated machine.
+fn batched(script: &str) -> String {
+    let mut batched = String::new();
+    let mut open = false;
+    for line in script.lines().map(str::trim) {
+        let plain = line.strip_prefix("ip ").filter(|rest| {
+            !rest.starts_with('-') && !rest.contains(['|', ';', '&', '>', '<', '$', '\'', '"'])
+        });
+        if open != plain.is_some() {
+            batched.push_str(if open { "END\n" } else { "ip -batch - <<END\n" });
+            open = !open;
+        }
+        batched.push_str(plain.unwrap_or(line));
+        batched.push('\n');
+    }
+    if open { batched + "END\n" } else { batched }
 }
 
 /// One whole pass of one subsystem; tells whether there was anything to do, and what went wrong.

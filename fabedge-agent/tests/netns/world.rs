@@ -53,8 +53,8 @@ pub fn tunnel(addresses: &[&str]) -> Space {
          ip addr add 169.254.1.2/32 dev t0
          ip route add default via 169.254.1.1 dev t0 onlink
          ip neigh add 169.254.1.1 lladdr {mac} dev t0
-         ip -6 route add default via fe80::1 dev t0
-         ip -6 neigh add fe80::1 lladdr {mac} dev t0"
+         ip route add default via fe80::1 dev t0
+         ip neigh add fe80::1 lladdr {mac} dev t0"
     ));
     own(&far, "t0", addresses);
     far
@@ -62,10 +62,11 @@ pub fn tunnel(addresses: &[&str]) -> Space {
 
 /// Gives `space` addresses of its own.
 pub fn own(space: &Space, device: &str, addresses: &[&str]) {
-    for address in addresses {
+    let line = |address: &&str| {
         let nodad = if address.contains(':') { "nodad" } else { "" };
-        space.sh(&format!("ip addr add {address} dev {device} {nodad}"));
-    }
+        format!("ip addr add {address} dev {device} {nodad}\n")
+    };
+    space.sh(&addresses.iter().map(line).collect::<String>());
 }
 
 /// What the agent does about the network.
