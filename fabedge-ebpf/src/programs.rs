@@ -23,7 +23,7 @@ use crate::{
 };
 
 const NEXT: i32 = TC_ACT_UNSPEC;
-const DROP: i32 = TC_ACT_SHOT as i32;
+const DROP: i32 = TC_ACT_SHOT;
 
 /// Bytes in front of the IP header: of a pod's veth, and of a tunnel device (see [`Packet`] on what is really there).
 const LINK: u32 = 14;

@@ -44,7 +44,11 @@ pub fn lint(places: &Places) -> Result<()> {
             "--all-targets",
             "--all-features",
         ]);
-        attached(clippy.args(["--", "-Dwarnings"]).current_dir(&places.repo))
+        attached(
+            clippy
+                .args(["--keep-going", "--", "-Dwarnings"])
+                .current_dir(&places.repo),
+        )
     })?;
     step("clippy on the eBPF programs", || {
         let mut clippy = Bpf::find(places)?.cargo("clippy");

@@ -170,7 +170,8 @@ fn has_word(line: &str, word: &str) -> bool {
         let before = line[..start].chars().next_back();
         let after = line[start + word.len()..].chars().next();
         let ends_in_name = word.ends_with(part_of_name);
-        !before.is_some_and(part_of_name) && !(ends_in_name && after.is_some_and(part_of_name))
+        let stands_alone = |neighbour: Option<char>| neighbour.is_none_or(|c| !part_of_name(c));
+        stands_alone(before) && (!ends_in_name || stands_alone(after))
     })
 }
 

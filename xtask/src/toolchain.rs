@@ -54,12 +54,21 @@ impl Bpf {
     pub fn cargo(&self, subcommand: &str) -> Command {
         let (mut command, linker) = match self {
             Bpf::Debian { linker } => {
-                let mut command = Command::new("/usr/bin/cargo");
-                // rustup puts its own folders in front, where cargo finds `cargo-clippy` and `rustc`.
+                // Not by way of the search path, where rustup puts programs of the same names in front.
+                let mut command = match subcommand {
+                    "clippy" => Command::new("/usr/bin/cargo-clippy"),
+                    _ => Command::new("/usr/bin/cargo"),
+                };
                 command
+                    .env("CARGO", "/usr/bin/cargo")
                     .env("RUSTC", "/usr/bin/rustc")
-                    .env("RUSTC_BOOTSTRAP", "1")
-                    .arg(subcommand);
+                    .env("RUSTC_BOOTSTRAP", "1");
+                // clippy takes the standard library of the toolchain that rustup names, unless it is told another.
+                command
+                    .env("SYSROOT", "/usr")
+                    .env_remove("RUSTUP_TOOLCHAIN")
+                    .env_remove("RUSTUP_HOME");
+                command.arg(subcommand);
                 (command, linker)
             }
             Bpf::Nightly { linker } => {

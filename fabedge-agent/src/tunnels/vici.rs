@@ -144,7 +144,11 @@ impl Connection {
             .await
             .map_err(|_| absent(io::ErrorKind::TimedOut.into()))?
             .map_err(absent)?;
-        Ok(Self { stream, limit: LIMIT, dirty: false })
+        Ok(Self {
+            stream,
+            limit: LIMIT,
+            dirty: false,
+        })
     }
 
     /// Process id of charon as seen from here; none where it lives in another pid namespace.
