@@ -192,6 +192,14 @@ impl Tunnels {
         self.options.kind.or(self.kind)
     }
 
+    /// When something is due that no event announces; none: nothing is.
+    pub fn next_attempt(&self) -> Option<Duration> {
+        let due = |since: &Instant| GRACE.checked_sub(since.elapsed());
+        let first = self.excess.values().chain(&self.sweeping).filter_map(due).min()?;
+        // A moment later, so that it is over by then. What is still here after that waits for the resync.
+        Some(first + Duration::from_millis(100))
+    }
+
     /// What charon reports by itself, as reasons for a pass.
     pub fn events(&self) -> events::Events {
         events::Events::new(self.options.socket.clone())

@@ -52,7 +52,7 @@ fn a_tunnel_comes_up_and_carries_both_families() {
     let main = world
         .edge
         .run("ip route show table main; ip -6 route show table main");
-    for address in ["172.16.2.23", "10.233.0.1"] {
+    for address in ["172.16.2.23", "10.233.0.1", "fd00:10::1"] {
         let route = world.connector.run(&format!("ip route get {address} || true"));
         assert!(
             !route.contains("local"),
@@ -129,8 +129,8 @@ fn a_killed_charon_gets_everything_again() {
             });
         }
         let policies = site.run("ip xfrm policy").matches("if_id 0xfabe").count();
-        // Local selectors 2 by remote 5, of one family each: 4 pairs of IPv4 and 1 of IPv6, in, forward and out.
-        assert_eq!(policies, if kind() == TunnelKind::Xfrm { 15 } else { 0 });
+        // The edge's selector of each family by the connector's 4 of IPv4 and 2 of IPv6; in, forward and out.
+        assert_eq!(policies, if kind() == TunnelKind::Xfrm { 18 } else { 0 });
     }
 }
 
@@ -138,7 +138,7 @@ fn a_killed_charon_gets_everything_again() {
 fn selectors_change_without_a_gap() {
     let world = start(World::new());
     let before = world.edge.peer("fabedge.connector");
-    let wider = r#"10.233.0.0/18, 10.233.64.0/23, "fd00:64::/64""#;
+    let wider = r#"10.233.0.0/18, 10.233.64.0/23, "fd00:10::/112", "fd00:64::/64""#;
     let pings = world.edge.start("ping -q -i 0.02 -W 1 -c 150 10.233.64.1");
     // The edge's document comes first: the peer agrees to less than is asked for until it has its own.
     world.edge.document(&edge_document(wider));

@@ -129,7 +129,10 @@ impl Subsystems {
 
     /// When a subsystem wants another pass before the next resync.
     pub fn next_attempt(&self) -> Option<Duration> {
-        self.datapath.next_attempt()
+        [self.datapath.next_attempt(), self.tunnels.next_attempt()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     async fn observe(

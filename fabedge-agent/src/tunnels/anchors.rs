@@ -93,9 +93,8 @@ pub fn plan(tunnels: &Tunnels, actual: &Actual) -> Plan {
         };
     }
     let settled = |address: &IpAddr| {
-        actual.anchors.contains(address)
-            && actual.hidden.contains(address)
-            && !actual.exposed.contains(address)
+        let hidden = !needs_hiding(*address) || actual.hidden.contains(address);
+        actual.anchors.contains(address) && hidden && !actual.exposed.contains(address)
     };
     Plan {
         create: actual.device.is_none(),
@@ -103,6 +102,12 @@ pub fn plan(tunnels: &Tunnels, actual: &Actual) -> Plan {
         add: keep.into_iter().filter(|address| !settled(address)).collect(),
         delete: None,
     }
+}
+
+/// Whether routes may name the address as their source only when it is local in their table. For IPv6 it is enough
+/// that an interface has it, and no such route can be made over an interface that is down.
+fn needs_hiding(address: IpAddr) -> bool {
+    address.is_ipv4()
 }
 
 /// The first address for a host: not the network's own, where there are others.
@@ -258,19 +263,22 @@ async fn create(netlink: &Netlink) -> Result<(), netlink::Error> {
 }
 
 async fn add(netlink: &Netlink, index: u32, address: IpAddr) -> Result<(), netlink::Error> {
-    // First the table in which it does no harm, then the address, then at once what makes it the node's own.
+    // First the table in which it does no harm, then the address, then at once what makes it the node's own. For IPv6
+    // the kernel makes the latter a little later; the next pass finds it.
     let routes = netlink.handle().route();
-    let hide = routes
-        .add(local(address, index, marks::ANCHOR_TABLE))
-        .replace()
-        .execute()
-        .await;
-    hide.map_err(|error| {
-        netlink::Error::new(
-            format!("adding {address} to table {}", marks::ANCHOR_TABLE),
-            error,
-        )
-    })?;
+    if needs_hiding(address) {
+        let hide = routes
+            .add(local(address, index, marks::ANCHOR_TABLE))
+            .replace()
+            .execute()
+            .await;
+        hide.map_err(|error| {
+            netlink::Error::new(
+                format!("adding {address} to table {}", marks::ANCHOR_TABLE),
+                error,
+            )
+        })?;
+    }
     let mut request =
         netlink
             .handle()
@@ -406,7 +414,7 @@ mod tests {
         let done = Actual {
             device: Some(7),
             anchors: first.add.clone(),
-            hidden: first.add.clone(),
+            hidden: first.add.iter().copied().filter(IpAddr::is_ipv4).collect(),
             exposed: BTreeSet::new(),
             ..actual
         };

@@ -142,7 +142,11 @@ fn record(
     let Some(p) = progress.get_mut(name) else { return };
     p.busy = false;
     p.due = Instant::now() + pause(p.attempts);
-    p.attempts = p.attempts.saturating_add(1);
+    // A peer that does not answer is asked again for as long as it takes, by charon and then by us: that costs it
+    // nothing. One that refuses has work with it.
+    if !result.as_ref().is_err_and(is_unanswered) {
+        p.attempts = p.attempts.saturating_add(1);
+    }
     let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
     match result {
         // It may carry less than it should; that is seen when it is looked at again.
@@ -185,7 +189,7 @@ async fn advance(
                     .unwrap_or_else(PoisonError::into_inner)
                     .remove(name);
             }
-            Need::Patience => p.due = now + pause(p.attempts).min(LOOK_AGAIN),
+            Need::Patience => p.due = now + pause(p.attempts.max(2)).min(LOOK_AGAIN),
             Need::Initiation if attempts.len() >= IN_FLIGHT => return,
             Need::Initiation => match child_to_initiate(name, &p.connection, &ikes) {
                 Some(child) => {
@@ -233,6 +237,11 @@ async fn initiate(socket: &Path, ike: &str, child: &str) -> Result<(), Error> {
         }),
         (result, _) => result,
     }
+}
+
+/// Whether charon is still waiting for the peer's answer.
+fn is_unanswered(error: &Error) -> bool {
+    matches!(error, Error::Refused { reason, .. } if reason.contains("not established after"))
 }
 
 /// Whether a line of charon's log says why an initiation fails.

@@ -151,7 +151,7 @@ peers:
 }
 
 /// Pods and services: the connector has no address in the latter.
-pub const CLOUD: &str = r#"10.233.0.0/18, 10.233.64.0/24, "fd00:64::/64""#;
+pub const CLOUD: &str = r#"10.233.0.0/18, 10.233.64.0/24, "fd00:10::/112", "fd00:64::/64""#;
 
 /// `world` with everything running and the tunnel up.
 pub fn start(mut world: World) -> World {
