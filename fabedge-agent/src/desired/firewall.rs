@@ -10,7 +10,7 @@ use fabedge_common::config::NodeConfig;
 use ipnet::IpNet;
 
 use super::Options;
-use super::routes::{next_hop, remote_nodes};
+use super::routes::{next_hop, remote_nodes, underlay};
 use crate::facts::Facts;
 use crate::marks;
 
@@ -291,11 +291,21 @@ impl Table {
             (Set::RemoteNodes, remote_nodes(config)),
             (Set::Network, config.network_subnets.clone()),
         ];
+        let underlay = underlay(config);
         Self {
             // Merged, for an interval set refuses prefixes that overlap.
             sets: sets
                 .into_iter()
-                .map(|(set, nets): (Set, Vec<IpNet>)| (set, IpNet::aggregate(&nets)))
+                .map(|(set, nets): (Set, Vec<IpNet>)| {
+                    let nets: Vec<IpNet> = match set {
+                        // Else ESP and IKE themselves would be refused.
+                        Set::Peers | Set::Network => {
+                            nets.into_iter().flat_map(|net| without(net, &underlay)).collect()
+                        }
+                        Set::Own | Set::OwnNodes | Set::RemoteNodes => nets,
+                    };
+                    (set, IpNet::aggregate(&nets))
+                })
                 .collect(),
             rules: BTreeMap::new(),
         }
@@ -391,3 +401,19 @@ impl Table {
         );
     }
 }
+
+/// `net` without `holes`, in as few prefixes as there are.
+fn without(net: IpNet, holes: &[IpNet]) -> Vec<IpNet> {
+    if holes.iter().any(|hole| hole.contains(&net)) {
+        return Vec::new();
+    }
+    if !holes.iter().any(|hole| net.contains(hole)) {
+        return vec![net];
+    }
+    // It is longer than a single address, for it contains a hole without being in it.
+    let halves = net.subnets(net.prefix_len() + 1).into_iter().flatten();
+    halves.flat_map(|half| without(half, holes)).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -264,23 +264,27 @@ pub fn remote_nodes(config: &NodeConfig) -> Vec<IpNet> {
         .collect()
 }
 
-/// What all roles have in common: own pods and services stay as they are, so do the addresses of the underlay, and
-/// the rules come with the tables.
-fn finish(mut routes: Routes, config: &NodeConfig) -> Routes {
-    let own = &config.endpoint;
-    routes.leave(own.subnets.iter().chain(&own.service_subnets).copied());
-    let connectors = config
+/// The addresses that ESP, IKE and the nodes themselves use, as far as the document tells: no pod prefix, however
+/// wide, may take them. (A connector known by a DNS name is covered by its node addresses, if at all.)
+pub fn underlay(config: &NodeConfig) -> Vec<IpNet> {
+    let public = config
         .peers
         .iter()
         .flat_map(|peer| &peer.endpoint.public_addresses)
         .filter_map(|address| address.parse::<IpAddr>().ok());
     let hops = [false, true].into_iter().filter_map(|v6| next_hop(config, v6));
-    routes.spare(
-        own.node_subnets
-            .iter()
-            .copied()
-            .chain(connectors.chain(hops).map(IpNet::from)),
-    );
+    let own = config.endpoint.node_subnets.iter().copied();
+    own.chain(remote_nodes(config))
+        .chain(public.chain(hops).map(IpNet::from))
+        .collect()
+}
+
+/// What all roles have in common: own pods and services stay as they are, so do the addresses of the underlay, and
+/// the rules come with the tables.
+fn finish(mut routes: Routes, config: &NodeConfig) -> Routes {
+    let own = &config.endpoint;
+    routes.leave(own.subnets.iter().chain(&own.service_subnets).copied());
+    routes.spare(underlay(config));
     let own_pods: Vec<IpNet> = own.pod_subnets().collect();
     routes.rule(&IpNet::aggregate(&own_pods));
     routes
@@ -301,3 +305,6 @@ fn link_of(facts: &Facts, neighbour: IpAddr) -> Option<(String, bool)> {
 fn is_v6(net: &IpNet) -> bool {
     matches!(net, IpNet::V6(_))
 }
+
+#[cfg(test)]
+mod tests;

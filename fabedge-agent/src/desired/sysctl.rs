@@ -68,3 +68,6 @@ fn forwarding(config: &NodeConfig, facts: &Facts, asymmetric: impl IntoIterator<
         asymmetric: asymmetric.into_iter().collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

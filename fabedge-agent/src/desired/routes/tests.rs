@@ -1,0 +1,305 @@
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use fabedge_common::config::NodeConfig;
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+use super::{Key, Routes, TWIN_METRIC, Target, cloud, connector, edge};
+use crate::facts::{Facts, Link, TunnelKind};
+
+fn facts(links: &[(&str, &str)], uplinks: &[&str]) -> Facts {
+    let links: BTreeMap<String, Link> = links
+        .iter()
+        .map(|(name, address)| {
+            let link = Link {
+                name: (*name).to_owned(),
+                mtu: 1500,
+                up: true,
+                addresses: vec![address.parse().unwrap()],
+                ..Link::default()
+            };
+            ((*name).to_owned(), link)
+        })
+        .collect();
+    let uplinks = uplinks.iter().map(|name| (*name).to_owned()).collect();
+    Facts {
+        links,
+        uplinks,
+        tunnel: TunnelKind::Xfrm,
+    }
+}
+
+fn document(text: &str) -> NodeConfig {
+    NodeConfig::parse(text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn edge_document() -> NodeConfig {
+    document(
+        "version: 1
+id: edge1
+name: c.edge1
+type: EdgeNode
+subnets: [10.1.1.0/24, 'fd00:1::/64']
+nodeSubnets: [192.168.1.2]
+networkSubnets: [10.0.0.0/8, 'fd00::/32', 192.168.0.0/16]
+peers:
+- id: connector
+  name: c.connector
+  type: Connector
+  publicAddresses: [10.8.0.1, connector.example, 203.0.113.1]
+  subnets: [10.2.0.0/16, 10.96.0.0/12]
+  serviceSubnets: [10.96.0.0/12]
+  nodeSubnets: [10.8.0.1, 10.8.0.2]
+- id: edge2
+  name: c.edge2
+  type: EdgeNode
+  via: relay
+  subnets: [10.1.2.0/24, 'fd00:2::/64']
+  nodeSubnets: [192.168.1.2]
+...
+",
+    )
+}
+
+fn edge_facts() -> Facts {
+    facts(
+        &[("br-fabedge", "10.1.1.1/24"), ("eth0", "192.168.1.2/24")],
+        &["eth0"],
+    )
+}
+
+/// What the kernel finds for a packet: rule after rule, in each table the longest prefix, then the best metric.
+/// None: our rules leave it to the main table.
+fn lookup(routes: &Routes, from: Option<&str>, to: &str) -> Option<Target> {
+    let to: IpAddr = to.parse().unwrap();
+    let from: IpAddr = from.map_or(
+        if to.is_ipv6() {
+            IpAddr::from([0_u16; 8])
+        } else {
+            IpAddr::from([0_u8; 4])
+        },
+        |from| from.parse().unwrap(),
+    );
+    routes
+        .rules
+        .iter()
+        .filter(|rule| rule.from.contains(&from))
+        .find_map(|rule| {
+            let best = routes
+                .routes
+                .iter()
+                .filter(|(key, _)| key.table == rule.table && key.destination.contains(&to))
+                .min_by_key(|(key, _)| (std::cmp::Reverse(key.destination.prefix_len()), key.metric));
+            best.map(|(_, target)| target.clone())
+                .filter(|target| *target != Target::Throw)
+        })
+}
+
+fn device(target: Option<Target>) -> Option<(String, Option<IpAddr>)> {
+    match target {
+        Some(Target::Device { name, mtu: 1400, src }) => Some((name, src)),
+        _ => None,
+    }
+}
+
+#[test]
+fn an_edge_leads_everybody_to_pods_and_only_its_pods_to_nodes() {
+    let routes = edge(&edge_document(), &edge_facts());
+    let tunnel = |src: Option<&str>| Some(("fabedge0".to_owned(), src.map(|src| src.parse().unwrap())));
+    for pod in ["10.2.3.4", "10.96.0.1", "10.1.2.9"] {
+        assert_eq!(
+            device(lookup(&routes, None, pod)),
+            tunnel(Some("10.1.1.1")),
+            "{pod}"
+        );
+    }
+    // There is no gateway of that family yet.
+    assert_eq!(device(lookup(&routes, None, "fd00:2::9")), tunnel(None));
+    assert_eq!(
+        lookup(&routes, None, "10.1.1.9"),
+        None,
+        "own pods are the bridge's"
+    );
+    assert_eq!(lookup(&routes, None, "10.3.0.1"), Some(Target::Unreachable));
+    assert_eq!(lookup(&routes, None, "8.8.8.8"), None);
+    assert_eq!(
+        device(lookup(&routes, Some("10.1.1.9"), "10.8.0.2")),
+        tunnel(None)
+    );
+    assert_eq!(lookup(&routes, Some("10.1.1.9"), "8.8.8.8"), None);
+    // An edge's node address means something else at every site.
+    assert_eq!(lookup(&routes, Some("10.1.1.9"), "192.168.1.2"), None);
+}
+
+#[test]
+fn a_pod_prefix_that_covers_the_underlay_does_not_cut_it_off() {
+    let routes = edge(&edge_document(), &edge_facts());
+    // The network's prefixes cover the connector's public address, which is its node address, and our own.
+    assert_eq!(lookup(&routes, None, "10.8.0.1"), None);
+    assert_eq!(lookup(&routes, None, "192.168.1.2"), None);
+    assert_eq!(lookup(&routes, None, "203.0.113.1"), None);
+    // Where it is not covered it needs no route.
+    assert!(
+        !routes
+            .routes
+            .keys()
+            .any(|key| key.destination == "203.0.113.1/32".parse::<IpNet>().unwrap())
+    );
+    // Its pods still go there by the tunnel.
+    assert!(device(lookup(&routes, Some("10.1.1.9"), "10.8.0.1")).is_some());
+}
+
+#[test]
+fn families_without_routes_have_no_rules() {
+    let mut config = edge_document();
+    let v4 = |nets: &mut Vec<IpNet>| nets.retain(|net| matches!(net, IpNet::V4(_)));
+    v4(&mut config.endpoint.subnets);
+    v4(&mut config.network_subnets);
+    config
+        .peers
+        .iter_mut()
+        .for_each(|peer| v4(&mut peer.endpoint.subnets));
+    let routes = edge(&config, &edge_facts());
+    assert_eq!(routes.rules.len(), 2);
+    assert!(routes.rules.iter().all(|rule| matches!(rule.from, IpNet::V4(_))));
+}
+
+fn connector_document() -> NodeConfig {
+    document(
+        "version: 1
+id: connector
+name: c.connector
+type: Connector
+subnets: [10.2.0.0/24, 10.2.1.0/24, 10.96.0.0/12]
+serviceSubnets: [10.96.0.0/12]
+nodeSubnets: [10.8.0.1, 10.8.0.2]
+networkSubnets: [10.1.0.0/16, 10.50.0.0/16]
+peers:
+- id: edge1
+  name: c.edge1
+  type: EdgeNode
+  subnets: [10.1.1.0/24]
+  nodeSubnets: [10.8.0.2]
+- id: other
+  name: d.connector
+  type: Connector
+  subnets: [10.50.0.0/16]
+  nodeSubnets: [10.8.0.2, 10.9.0.1]
+...
+",
+    )
+}
+
+#[test]
+fn a_connector_leaves_its_own_cluster_to_the_cni() {
+    let host = facts(
+        &[
+            ("cni0", "10.2.0.1/24"),
+            ("eth0", "10.8.0.1/24"),
+            ("ipvs0", "10.96.0.1/32"),
+        ],
+        &["eth0"],
+    );
+    let routes = connector(&connector_document(), &host);
+    let (_, src) = device(lookup(&routes, None, "10.1.1.9")).unwrap();
+    assert_eq!(
+        src,
+        Some("10.2.0.1".parse().unwrap()),
+        "a pod gateway, not a service"
+    );
+    for own in ["10.2.1.9", "10.96.0.10", "10.8.0.2"] {
+        assert_eq!(lookup(&routes, None, own), None, "{own}");
+        assert_eq!(
+            lookup(&routes, Some("10.2.0.9"), own),
+            None,
+            "{own} from a pod: ours, not the other cluster's"
+        );
+    }
+    assert!(device(lookup(&routes, Some("10.2.1.9"), "10.9.0.1")).is_some());
+    assert_eq!(
+        lookup(&routes, None, "10.9.0.1"),
+        None,
+        "node to node is not provided"
+    );
+    assert_eq!(lookup(&routes, None, "10.1.77.1"), Some(Target::Unreachable));
+    // One rule for all cloud pods: rules are walked one by one for every packet.
+    assert_eq!(routes.rules.iter().filter(|rule| rule.table == 221).count(), 1);
+}
+
+#[test]
+fn a_cloud_node_needs_a_way_to_the_connector() {
+    let config = document(
+        "version: 1
+id: cloud
+name: c.cloud
+type: CloudNode
+subnets: [10.2.0.0/24]
+nodeSubnets: [10.8.0.1, 10.8.0.2]
+networkSubnets: [10.1.0.0/16]
+peers:
+- id: connector
+  name: c.connector
+  type: Connector
+  subnets: [10.1.1.0/24, 'fd00:1::/64']
+  nodeSubnets: [10.8.0.1]
+...
+",
+    );
+    let gateway = |device: &str, onlink| Target::Gateway {
+        address: "10.8.0.1".parse().unwrap(),
+        device: device.to_owned(),
+        onlink,
+        mtu: 1400,
+    };
+    let near = facts(&[("eth0", "10.8.0.2/24"), ("eth1", "172.16.0.1/24")], &["eth1"]);
+    let routes = cloud(&config, &near);
+    assert_eq!(lookup(&routes, None, "10.1.1.9"), Some(gateway("eth0", false)));
+    assert_eq!(
+        lookup(&routes, None, "fd00:1::9"),
+        Some(Target::Unreachable),
+        "the connector has no IPv6 address"
+    );
+    assert_eq!(lookup(&routes, None, "10.2.0.9"), None);
+    let far = facts(&[("eth0", "10.8.0.2/32")], &["eth0"]);
+    assert_eq!(
+        lookup(&cloud(&config, &far), None, "10.1.1.9"),
+        Some(gateway("eth0", true))
+    );
+    let none = facts(&[], &[]);
+    assert_eq!(
+        lookup(&cloud(&config, &none), None, "10.1.1.9"),
+        Some(Target::Unreachable)
+    );
+}
+
+proptest! {
+    /// Whatever ways vanish with their devices, what had one is refused and not left to the default route.
+    #[test]
+    fn without_its_ways_a_node_is_closed(third in 0_u8..=255, last in 0_u8..=255) {
+        for (routes, pod) in [
+            (edge(&edge_document(), &edge_facts()), "10.1.1.9"),
+            (connector(&connector_document(), &edge_facts()), "10.2.0.9"),
+        ] {
+            let mut closed = routes.clone();
+            closed.routes.retain(|_, target| !matches!(target, Target::Device { .. } | Target::Gateway { .. }));
+            let addresses =
+                ["10.1", "10.2", "10.8", "10.9", "10.50", "10.96"].map(|net| format!("{net}.{third}.{last}"));
+            for address in addresses.iter().map(String::as_str).chain(["10.8.0.1", "10.8.0.2", "10.9.0.1"]) {
+                for from in [None, Some(pod)] {
+                    let open = lookup(&routes, from, address);
+                    let left = lookup(&closed, from, address);
+                    let expected = match open {
+                        Some(Target::Device { .. }) => Some(Target::Unreachable),
+                        other => other,
+                    };
+                    prop_assert_eq!(left, expected, "{} from {:?}", address, from);
+                }
+            }
+            for (key, target) in &routes.routes {
+                let twin = Key { metric: TWIN_METRIC, ..*key };
+                prop_assert!(*target == Target::Throw || routes.routes[&twin] == Target::Unreachable);
+            }
+        }
+    }
+}
