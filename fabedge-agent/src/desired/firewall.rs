@@ -86,7 +86,7 @@ pub enum When {
     NotIn(Vec<String>),
     /// It leaves by this interface.
     Out(String),
-    /// It leaves by none of these interfaces.
+    /// It leaves by none of these interfaces, and nothing will encrypt it on its way.
     NotOut(Vec<String>),
     /// It is not sent to this neighbour.
     NotVia(IpAddr),

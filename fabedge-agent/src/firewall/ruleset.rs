@@ -214,7 +214,9 @@ fn condition(when: &When, v6: bool) -> Vec<String> {
         When::In(interface) => format!("iifname {interface:?}"),
         When::NotIn(interfaces) => format!("iifname != {}", interface_set(interfaces)),
         When::Out(interface) => format!("oifname {interface:?}"),
-        When::NotOut(interfaces) => format!("oifname != {}", interface_set(interfaces)),
+        // Behind an xfrm interface a packet passes postrouting once more before it is encrypted, and there its
+        // device is the uplink already.
+        When::NotOut(interfaces) => format!("oifname != {} rt ipsec missing", interface_set(interfaces)),
         When::NotVia(IpAddr::V4(neighbour)) => format!("rt ip nexthop != {neighbour}"),
         When::NotVia(IpAddr::V6(neighbour)) => format!("rt ip6 nexthop != {neighbour}"),
         // What is not tracked has neither direction nor status, and matches no condition about them.
