@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::command;
 use crate::place::Place;
+use crate::sys;
 
 /// A running program.
 #[derive(Debug)]
@@ -52,6 +53,7 @@ impl Daemon {
             .stderr(error)
             // A Ctrl-C at the terminal is for the lab, which then ends its programs in order.
             .process_group(0);
+        sys::unblock_signals(&mut command);
         let child = place
             .run(|| command.spawn())?
             .with_context(|| format!("starting `{}` in {}", command::show(&command), place.name))?;

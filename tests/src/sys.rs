@@ -183,7 +183,7 @@ impl PacketSocket {
     }
 }
 
-/// SIGINT and SIGTERM, taken by whoever asks instead of ending the process. Children start with them unblocked.
+/// SIGINT and SIGTERM, taken by whoever asks instead of ending the process.
 #[derive(Debug)]
 pub struct Signals(libc::sigset_t);
 
@@ -217,5 +217,23 @@ impl Signals {
         };
         // SAFETY: set and time are valid and outlive the call; details of the signal are not asked for.
         unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &wait) > 0 }
+    }
+}
+
+/// Has a command started with SIGINT and SIGTERM unblocked, although the lab itself blocks them: a child inherits
+/// the mask, and would be deaf to both.
+pub fn unblock_signals(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only async-signal-safe functions are called, and nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            // SAFETY: all-zero is a valid sigset_t, which sigemptyset then sets up.
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            match libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()) {
+                0 => Ok(()),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        });
     }
 }

@@ -88,17 +88,16 @@ fn route_map(lab: &mut Lab) -> Result<Outcome> {
 fn associations(lab: &mut Lab) -> Result<Outcome> {
     let status = observe::status(lab.world.site("edge1")?)?;
     let mut established = 0;
-    for peer in status["peers"].as_array().context("the status names no peers")? {
+    for (name, peer) in status["peers"].as_object().context("the status names no peers")? {
         let children = peer["children"].as_array().cloned().unwrap_or_default();
         established += usize::from(!children.is_empty());
         for child in children {
             lab.quote(format!(
-                "{} {} at {}: SPI {} in, {} out, {} and {} bytes",
-                peer["name"].as_str().unwrap_or_default(),
-                child["state"].as_str().unwrap_or_default(),
+                "{name} {} at {}: SPI {:08x} in, {:08x} out, {} bytes in, {} out",
+                peer["ikeState"].as_str().unwrap_or_default(),
                 peer["remote"].as_str().unwrap_or_default(),
-                child["spiIn"].as_str().unwrap_or_default(),
-                child["spiOut"].as_str().unwrap_or_default(),
+                child["spiIn"].as_u64().unwrap_or_default(),
+                child["spiOut"].as_u64().unwrap_or_default(),
                 child["bytesIn"],
                 child["bytesOut"],
             ));
@@ -158,10 +157,10 @@ pub fn no_stale_state(lab: &mut Lab) -> Result<Outcome> {
         let site = lab.world.site(numbers.name)?;
         let status = observe::status(site)?;
         let children: usize = status["peers"]
-            .as_array()
+            .as_object()
             .into_iter()
             .flatten()
-            .map(|peer| peer["children"].as_array().map_or(0, Vec::len))
+            .map(|(_, peer)| peer["children"].as_array().map_or(0, Vec::len))
             .sum();
         let states = site.place.must(&["ip", "xfrm", "state", "list"])?;
         let states = states.lines().filter(|line| line.starts_with("src")).count();
