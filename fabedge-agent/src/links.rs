@@ -3,9 +3,9 @@
 mod kernel;
 mod plan;
 
-use crate::desired;
 use crate::netlink::{self, Netlink};
 use crate::subsystem::{self, Outcome, Phase, Subsystem};
+use crate::{desired, marks};
 pub use plan::{Device, Plan, Problem, plan};
 
 /// The tunnel device of this node.
@@ -36,6 +36,25 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
+}
+
+/// Deletes the bridge that the CNI plugin made by our conflist, once no pod is attached to it any more. Only for
+/// cleanup: pods may come and go while the agent runs.
+///
+/// # Errors
+/// When links cannot be listed, or the bridge cannot be deleted.
+pub async fn delete_idle_bridge(netlink: &Netlink) -> Result<(), Error> {
+    let links = netlink.links().await?;
+    let Some(bridge) = links.get(marks::BRIDGE) else {
+        return Ok(());
+    };
+    let used = links.values().any(|link| link.master == Some(bridge.index));
+    if used || bridge.kind.as_deref() != Some("bridge") {
+        return Ok(());
+    }
+    let deleted = netlink.handle().link().del(bridge.index).execute().await;
+    deleted
+        .map_err(|error| netlink::Error::new(format!("deleting the bridge {}", marks::BRIDGE), error).into())
 }
 
 impl Subsystem for Links {

@@ -105,8 +105,12 @@ async fn run(cli: &Cli, role: Role, args: &RunArgs) -> anyhow::Result<()> {
 
 async fn cleanup(cli: &Cli) -> anyhow::Result<()> {
     require_root()?;
-    let report = subsystems(cli, None)?.cleanup().await;
+    let mut subsystems = subsystems(cli, None)?;
+    let report = subsystems.cleanup().await;
     let mut failed = Vec::new();
+    if let Err(error) = links::delete_idle_bridge(&subsystems.netlink).await {
+        failed.push(error.to_string());
+    }
     for (subsystem, problems) in report.problems {
         failed.extend(
             problems
@@ -115,8 +119,10 @@ async fn cleanup(cli: &Cli) -> anyhow::Result<()> {
         );
     }
     for dir in [&cli.run_dir, &cli.state_dir] {
+        use std::io::ErrorKind::{NotFound, ResourceBusy};
         match std::fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            // A mount point, as in the agent's pod: what was in it is gone by now.
+            Err(error) if !matches!(error.kind(), NotFound | ResourceBusy) => {
                 failed.push(format!("delete {}: {error}", dir.display()));
             }
             _ => {}

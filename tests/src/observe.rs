@@ -129,15 +129,17 @@ pub fn dump(place: &Place, map: &str) -> Result<Vec<Value>> {
 /// When a command fails.
 pub fn configuration(place: &Place) -> Result<BTreeMap<&'static str, String>> {
     const PARTS: [(&str, &str); 9] = [
+        // Carriers come and go by themselves, and with them words in all of these.
+        ("links", "ip -o link | awk '{print $2, $4, $5, $6, $7}'"),
         (
-            "links",
-            "ip -o link | sed -E 's/^[0-9]+: //; s/ (qlen|link-netns) [^ ]+//g'",
+            "addresses",
+            "ip -br address | awk '{$2 = \"\"; print}' | sed -E 's/ fe80:[^ ]+//; s/ +$//'",
         ),
-        ("addresses", "ip -br address"),
         ("rules", "ip rule; ip -6 rule"),
         (
             "routes",
-            "ip route show table all; ip -6 route show table all | grep -v ' metric 256 \\|^local\\|^multicast'",
+            // Link-local ones come and go by themselves.
+            "{ ip route show table all; ip -6 route show table all; } | grep -v 'fe80::\\|ff00::\\|kernel metric 256' | sed 's/ linkdown//; s/ *$//'",
         ),
         (
             "nftables",
