@@ -26,7 +26,12 @@ use machine::{Kernel, Machine, Options};
 use places::Places;
 
 #[derive(Parser)]
-#[command(name = "xtask", bin_name = "cargo xtask", about, disable_help_subcommand = true)]
+#[command(
+    name = "xtask",
+    bin_name = "cargo xtask",
+    about,
+    disable_help_subcommand = true
+)]
 struct Cli {
     /// The one folder for everything that is fetched or made; by default target/lab
     #[arg(long, env = "FABEDGE_CACHE", global = true, value_name = "FOLDER")]
