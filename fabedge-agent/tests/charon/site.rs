@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,11 @@ pub fn run(command: &str) -> String {
 
 /// Who performs ESP on this machine: the kernel where it can.
 pub fn kind() -> TunnelKind {
+    static KIND: OnceLock<TunnelKind> = OnceLock::new();
+    *KIND.get_or_init(probe)
+}
+
+fn probe() -> TunnelKind {
     let probe = "ip netns add probe; ip -n probe link add x type xfrm dev lo if_id 1; r=$?; ip netns del probe; exit $r";
     // In a machine of ours the modules are at hand; elsewhere the probe tells.
     Command::new("sh")
@@ -284,7 +289,7 @@ impl Site {
                     tail.join("\n")
                 );
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(50));
         }
         start.elapsed()
     }
