@@ -146,6 +146,7 @@ fn subsystems(cli: &Cli, args: Option<&RunArgs>) -> anyhow::Result<Subsystems> {
             certificate: args.cert.clone(),
             key: args.key.clone(),
         }),
+        copies: Some(tunnels::credentials::Paths::within(&cli.state_dir)),
         kind: args.and_then(|args| args.tunnel.forced()),
     };
     Ok(Subsystems {

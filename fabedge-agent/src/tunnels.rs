@@ -21,7 +21,7 @@ pub mod plan;
 pub mod report;
 pub mod vici;
 
-use credentials::{Files, Material, Paths};
+use credentials::{Files, Material, Origin, Paths};
 use initiate::Initiator;
 use leftovers::Leftovers;
 use messages::{Conns, ListSa, Stats};
@@ -45,6 +45,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Key and certificates.
     pub paths: Paths,
+    /// Where copies of them are kept for a start without the cloud.
+    pub copies: Option<Paths>,
     /// Who must perform ESP; none: whoever charon is set up for.
     pub kind: Option<TunnelKind>,
 }
@@ -54,6 +56,7 @@ impl Default for Options {
         Self {
             socket: "/var/run/charon.vici".into(),
             paths: Paths::default(),
+            copies: None,
             kind: None,
         }
     }
@@ -127,6 +130,8 @@ pub struct Tunnels {
     netlink: Option<Netlink>,
     /// It was said that others can read the private key.
     warned: bool,
+    /// What was read where it is mounted, to be kept once charon has taken it.
+    fresh: Option<Files>,
     /// Since when this life of charon lasts, as long as the kernel may hold what an earlier one left.
     sweeping: Option<Instant>,
     /// Since when children are here that should not be.
@@ -165,6 +170,7 @@ impl Tunnels {
             initiator: None,
             netlink: None,
             warned: false,
+            fresh: None,
             sweeping: None,
             excess: BTreeMap::new(),
             report: Report::default(),
@@ -315,12 +321,27 @@ impl Tunnels {
     /// Key and certificates as the files have them now, if they are fit for use.
     fn read_credentials(&mut self, id: &str) -> Result<Material, credentials::Error> {
         let paths = &self.options.paths;
-        let files = Files::read(paths)?;
+        let (files, origin) = Files::read_or_kept(paths, self.options.copies.as_ref())?;
         if files.key_exposed && !self.warned {
             tracing::warn!(path = %paths.key.display(), "others can read the private key: set its mode to 0600");
         }
         self.warned = files.key_exposed;
-        files.check(paths, id, SystemTime::now())
+        let material = files.check(paths, id, SystemTime::now())?;
+        self.fresh = (origin == Origin::Mounted).then_some(files);
+        Ok(material)
+    }
+
+    /// Keeps copies of what charon has just taken.
+    fn keep_credentials(&mut self) {
+        if let (Some(files), Some(copies)) = (self.fresh.take(), &self.options.copies)
+            && let Err(error) = files.keep(copies)
+        {
+            tracing::warn!(
+                path = %copies.key.display(),
+                %error,
+                "key and certificates are not kept: this node cannot start without the cloud"
+            );
+        }
     }
 }
 

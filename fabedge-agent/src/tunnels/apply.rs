@@ -96,6 +96,7 @@ impl Tunnels {
             self.loaded.clear();
         }
         self.material = Some(material.clone());
+        self.keep_credentials();
         Ok(())
     }
 

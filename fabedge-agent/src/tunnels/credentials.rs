@@ -1,6 +1,7 @@
 //! Key and certificates: read from the three mounted files and judged before charon gets them.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -27,6 +28,17 @@ impl Default for Paths {
             authorities: "/etc/ipsec.d/cacerts/ca.crt".into(),
             certificate: "/etc/ipsec.d/certs/tls.crt".into(),
             key: "/etc/ipsec.d/private/tls.key".into(),
+        }
+    }
+}
+
+impl Paths {
+    /// The three files in one folder.
+    pub fn within(folder: &Path) -> Self {
+        Self {
+            authorities: folder.join("ca.crt"),
+            certificate: folder.join("tls.crt"),
+            key: folder.join("tls.key"),
         }
     }
 }
@@ -107,6 +119,15 @@ pub enum Error {
     },
 }
 
+/// Where key and certificates were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Where they are mounted.
+    Mounted,
+    /// From the copies on disk.
+    Kept,
+}
+
 /// The three files as they were read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Files {
@@ -144,6 +165,13 @@ impl fmt::Debug for Material {
     }
 }
 
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A secret is in it.
+        f.debug_struct("Files").finish_non_exhaustive()
+    }
+}
+
 impl Files {
     /// Reads the three files.
     ///
@@ -169,6 +197,38 @@ impl Files {
             key: read(&paths.key)?,
             key_exposed: mode & 0o077 != 0,
         })
+    }
+
+    /// Reads the three files, or, where one of them is not there, the copies that [`Files::keep`] made.
+    ///
+    /// # Errors
+    /// [`Error::Read`] naming the file that should be there.
+    pub fn read_or_kept(paths: &Paths, copies: Option<&Paths>) -> Result<(Self, Origin), Error> {
+        match (Self::read(paths), copies) {
+            (Err(Error::Read { path, source }), Some(copies)) if source.kind() == ErrorKind::NotFound => {
+                Self::read(copies)
+                    .map(|files| (files, Origin::Kept))
+                    .map_err(|_| Error::Read { path, source })
+            }
+            (result, _) => result.map(|files| (files, Origin::Mounted)),
+        }
+    }
+
+    /// Keeps copies for a start without the cloud, readable for root alone.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn keep(&self, copies: &Paths) -> std::io::Result<()> {
+        for (path, content) in [
+            (&copies.authorities, &self.authorities),
+            (&copies.certificate, &self.certificate),
+            (&copies.key, &self.key),
+        ] {
+            if std::fs::read(path).ok().as_ref() != Some(content) {
+                crate::source::write_private(path, content)?;
+            }
+        }
+        Ok(())
     }
 
     /// Judges what was read, as of `now`; `id` is this node's IKE identity.

@@ -203,6 +203,7 @@ impl Site {
                 certificate: self.path("tls.crt"),
                 key: self.path("tls.key"),
             },
+            copies: None,
             kind: Some(self.kind),
         };
         self.stop.store(false, Ordering::Relaxed);

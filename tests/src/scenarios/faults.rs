@@ -272,6 +272,11 @@ fn from_cache(lab: &mut Lab) -> Result<Outcome> {
     fs::create_dir_all(&hidden).with_context(|| format!("making {}", hidden.display()))?;
     move_files(&folder, &hidden)?;
     let site = lab.world.site("edge1")?.clone();
+    // Pods do not run yet when a node boots: their interfaces are down until the site is closed both ways.
+    let ports = |state: &str| {
+        format!("for port in /sys/class/net/br-fabedge/brif/*; do ip link set ${{port##*/}} {state}; done")
+    };
+    site.place.shell(&ports("down"))?;
     site.place.shell(
         "ip link del fabedge0 2>/dev/null || true
 nft flush ruleset
@@ -284,6 +289,11 @@ rm -rf /run/fabedge /sys/fs/bpf/fabedge",
     let started = Instant::now();
     lab.start_charon("edge1")?;
     lab.start_agent("edge1")?;
+    let written = ["test", "-s", "/etc/cni/net.d/fabedge.conflist"];
+    let closed = wait_until("the conflist of edge1", CONVERGENCE, || {
+        Ok(site.place.output(&written, WAIT)?.ok())
+    });
+    site.place.shell(&ports("up"))?;
     let (edge, cloud) = (lab.world.pod("edge1-a")?, lab.world.pod("cloud-a")?);
     let back = wait_reach(edge, cloud, CONVERGENCE);
     let took = started.elapsed();
@@ -291,6 +301,7 @@ rm -rf /run/fabedge /sys/fs/bpf/fabedge",
     move_files(&hidden, &folder)?;
     fs::remove_dir(&hidden).with_context(|| format!("removing {}", hidden.display()))?;
     lab.start_operator()?;
+    closed?;
     back?;
     let leaked = lab.capture.counts().since(&before).plaintext;
     lab.figures.seconds("recovery_seconds_from_cache", took);

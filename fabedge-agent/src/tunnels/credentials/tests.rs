@@ -128,3 +128,26 @@ fn names_differ_by_more_than_blanks() {
     assert_ne!(dn("C=CN, O=fabedge.io, CN=f.e"), dn("O=fabedge.io, CN=f.e"));
     assert_ne!(dn("CN=f.e"), dn("CN=f.e2"));
 }
+
+#[test]
+fn copies_serve_where_the_mounted_files_are_gone() {
+    let folder = TempDir::new().unwrap();
+    let mounted = Paths::within(&folder.path().join("mounted"));
+    let copies = Paths::within(&folder.path().join("kept"));
+    assert!(Files::read_or_kept(&mounted, Some(&copies)).is_err());
+    for (path, text) in [
+        (&mounted.authorities, "authority"),
+        (&mounted.certificate, "certificate"),
+        (&mounted.key, "key"),
+    ] {
+        crate::source::write_private(path, text.as_bytes()).unwrap();
+    }
+    let (files, origin) = Files::read_or_kept(&mounted, Some(&copies)).unwrap();
+    assert_eq!(origin, Origin::Mounted);
+    files.keep(&copies).unwrap();
+    std::fs::remove_file(&mounted.key).unwrap();
+    let (kept, origin) = Files::read_or_kept(&mounted, Some(&copies)).unwrap();
+    assert_eq!(origin, Origin::Kept);
+    assert!(kept == files);
+    assert!(Files::read_or_kept(&mounted, None).is_err());
+}
