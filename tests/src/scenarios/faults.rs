@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::communities::DIRECT;
 use super::product::{self, CONVERGENCE, SILENCE, WAIT, wait_reach};
 use super::reports;
+use crate::cni::CONF_DIR;
 use crate::inject;
 use crate::lab::{Lab, Tunnel, wait_until};
 use crate::observe;
@@ -289,9 +290,10 @@ rm -rf /run/fabedge /sys/fs/bpf/fabedge",
     let started = Instant::now();
     lab.start_charon("edge1")?;
     lab.start_agent("edge1")?;
-    let written = ["test", "-s", "/etc/cni/net.d/fabedge.conflist"];
+    // A link into the site's own /run, which is seen from here under another path.
+    let link = site.path(CONF_DIR).join("fabedge.conflist");
     let closed = wait_until("the conflist of edge1", CONVERGENCE, || {
-        Ok(site.place.output(&written, WAIT)?.ok())
+        Ok(fs::read_link(&link).is_ok_and(|target| site.path(&target.to_string_lossy()).exists()))
     });
     site.place.shell(&ports("up"))?;
     let (edge, cloud) = (lab.world.pod("edge1-a")?, lab.world.pod("cloud-a")?);
