@@ -352,8 +352,11 @@ impl Subsystem for Tunnels {
     const NAME: &'static str = "tunnels";
 
     async fn plan(&mut self, desired: &Self::Desired) -> Result<Self::Plan, subsystem::Error> {
-        let (actual, leftovers) = self.observe_all(desired).await?;
-        self.report = Report::new(desired, &actual);
+        let observed = self.observe_all(desired).await;
+        let none = Actual::default();
+        // Nothing is known of the SAs of a charon that does not answer.
+        self.report = Report::new(desired, observed.as_ref().map_or(&none, |(actual, _)| actual));
+        let (actual, leftovers) = observed?;
         let mut plan = Plan {
             leftovers,
             anchors: self.plan_anchors(desired).await?,

@@ -21,6 +21,16 @@ impl Tunnels {
         Ok(vici.command(command, request).await?)
     }
 
+    /// Closes an SA. One that the peer closed meanwhile is as wanted.
+    async fn terminate<Q: serde::Serialize>(&mut self, request: &Q) -> Result<(), Error> {
+        match self.command("terminate", request).await {
+            Err(Error::Vici(vici::Error::Refused { reason, .. })) if reason.contains("no matching SAs") => {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
     async fn load_credentials(&mut self, material: &Material) -> Result<(), Error> {
         let blob = |data: &[u8]| messages::Blob(data.to_vec());
         for authority in &material.authorities {
@@ -161,7 +171,7 @@ impl Tunnels {
                 id: child.id,
                 timeout: -1,
             };
-            let result = self.command("terminate", &request).await;
+            let result = self.terminate(&request).await;
             outcomes.push(Outcome::new(
                 "terminate",
                 format_args!("CHILD_SA {} #{}", child.name, child.id),
@@ -182,7 +192,7 @@ impl Tunnels {
                 force: true,
                 timeout: -1,
             };
-            let result = self.command("terminate", &request).await;
+            let result = self.terminate(&request).await;
             outcomes.push(Outcome::new(
                 "terminate",
                 format_args!("IKE_SA {} #{}", ike.name, ike.id),

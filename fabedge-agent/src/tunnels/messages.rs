@@ -101,7 +101,8 @@ pub fn load_conn<'a>(name: &'a str, connection: &'a Connection, authorities: &[V
         // The agent initiates and initiates again, with back-off; two who do so make duplicates.
         start_action: "none",
         close_action: "none",
-        dpd_action: "clear",
+        // What a dead peer leaves is replaced in the moment in which it goes, also while no agent runs.
+        dpd_action: if connection.initiate { "start" } else { "clear" },
         // ESP is spread over CPUs, so packets overtake each other by more than the default of 32.
         replay_window: 128,
         // Rekeyed after 54 to 60 minutes, so that nodes that started together drift apart.
