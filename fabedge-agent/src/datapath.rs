@@ -112,8 +112,8 @@ impl Datapath {
     }
 
     /// Programs of others on our hooks, in words.
-    pub fn foreign(&self) -> impl Iterator<Item = &str> {
-        self.foreign.iter().map(String::as_str)
+    pub fn foreign(&self) -> &BTreeSet<String> {
+        &self.foreign
     }
 
     /// When a pod will have learned enough, if one is learning.

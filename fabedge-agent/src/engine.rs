@@ -146,6 +146,7 @@ impl Reporter {
                 .map(|problem| crate::status::chain(problem.as_ref())),
             tunnel: report.tunnel,
             fast_path: report.fast_path,
+            foreign_programs: report.foreign_programs,
             problems: report.problems,
             peers: report.peers,
             relayed: relayed.map(|peer| peer.endpoint.name.clone()).collect(),

@@ -10,13 +10,11 @@ mod listing;
 mod plan;
 mod ruleset;
 
-use std::collections::BTreeMap;
-
 use tracing::warn;
 
 use crate::desired;
 use crate::subsystem::{self, Outcome, Phase, Subsystem};
-pub use command::Error;
+pub use command::{Error, dropped, legacy_tables};
 pub use forward::{Backend, Family, Jump};
 pub use listing::{Count, Listing};
 pub use plan::{Applied, Change, Observed, Plan, TablePlan, plan};
@@ -32,14 +30,6 @@ impl Firewall {
     /// Manages the network namespace of the calling thread.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Packets and bytes dropped so far, by reason.
-    ///
-    /// # Errors
-    /// When nft cannot be asked.
-    pub async fn dropped(&self) -> Result<BTreeMap<String, Count>, Error> {
-        command::counters().await
     }
 
     async fn change(&mut self, change: &Change) -> Result<(), Error> {

@@ -14,6 +14,7 @@ pub mod links;
 pub mod marks;
 pub mod metrics;
 pub mod netlink;
+pub mod privileges;
 pub mod routes;
 pub mod source;
 pub mod status;

@@ -1,5 +1,6 @@
 //! `fabedge-agent edge|connector|cloud|status|routes|cleanup`.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use fabedge_agent::args::{Cli, Command, Role, RunArgs};
 use fabedge_agent::engine::{self, Settings, Subsystems, triggers};
 use fabedge_agent::status::Status;
 use fabedge_agent::{
-    cni, datapath, desired, firewall, links, metrics, netlink, routes, source, sysctl, tunnels,
+    cni, datapath, desired, firewall, links, metrics, netlink, privileges, routes, source, sysctl, tunnels,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -25,6 +26,7 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match dispatch(&cli).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,10 +67,10 @@ async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
 }
 
 async fn run(cli: &Cli, role: Role, args: &RunArgs) -> anyhow::Result<()> {
-    require_root()?;
+    privileges::check()?;
     let trigger = Arc::new(Notify::new());
     let subsystems = subsystems(cli, Some(args))?;
-    triggers::watch(&subsystems, &trigger)?;
+    triggers::watch(&subsystems, &trigger);
 
     let (status, reader) = watch::channel(Status::default());
     let listen = args.metrics_listen;
@@ -104,7 +106,7 @@ async fn run(cli: &Cli, role: Role, args: &RunArgs) -> anyhow::Result<()> {
 }
 
 async fn cleanup(cli: &Cli) -> anyhow::Result<()> {
-    require_root()?;
+    privileges::check()?;
     let mut subsystems = subsystems(cli, None)?;
     let report = subsystems.cleanup().await;
     let mut failed = Vec::new();
@@ -159,12 +161,4 @@ fn subsystems(cli: &Cli, args: Option<&RunArgs>) -> anyhow::Result<Subsystems> {
         cni: cni::Cni::new(&cli.run_dir, &cli.cni_conf_dir),
         netlink,
     })
-}
-
-fn require_root() -> anyhow::Result<()> {
-    anyhow::ensure!(
-        rustix::process::geteuid().is_root(),
-        "the agent changes links, routes, nftables and eBPF maps of this node: run it as root"
-    );
-    Ok(())
 }

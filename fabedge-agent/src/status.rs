@@ -1,7 +1,7 @@
 //! What the agent reports about itself: one value, written after every pass, read by `fabedge-agent status`, by
 //! the health endpoints and by the metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -30,6 +30,9 @@ pub struct Status {
     pub tunnel: Option<String>,
     /// `on`, `off`, or why the kernel's slow path carries everything.
     pub fast_path: String,
+    /// eBPF programs of others on the hooks of the fast path: they do not see what goes past the stack.
+    #[serde(default)]
+    pub foreign_programs: BTreeSet<String>,
     /// Problems of the last pass, by subsystem; a subsystem without any is not listed.
     pub problems: BTreeMap<String, Vec<String>>,
     /// Peers with a tunnel of their own, by name.
@@ -111,6 +114,9 @@ impl fmt::Display for Status {
         )?;
         writeln!(f, "tunnel     {}", self.tunnel.clone().unwrap_or_else(none))?;
         writeln!(f, "fast path  {}", self.fast_path)?;
+        for program in &self.foreign_programs {
+            writeln!(f, "beside it  {program}")?;
+        }
         for (subsystem, problems) in &self.problems {
             for problem in problems {
                 writeln!(f, "problem    {subsystem}: {problem}")?;

@@ -1,6 +1,6 @@
 //! One pass: observe the host, compute the desired state, let every subsystem grow in order, then shrink in reverse.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fabedge_common::config::{EndpointType, NodeConfig};
@@ -54,6 +54,8 @@ pub struct Report {
     pub tunnel: Option<String>,
     /// State of the fast path.
     pub fast_path: String,
+    /// Programs of others on the hooks of the fast path.
+    pub foreign_programs: BTreeSet<String>,
     /// Tunnels by peer.
     pub peers: BTreeMap<String, PeerReport>,
 }
@@ -116,6 +118,7 @@ impl Subsystems {
             .as_ref()
             .map(|_| facts.tunnel.device().to_owned());
         report.fast_path = self.datapath.state();
+        report.foreign_programs = self.datapath.foreign().clone();
         report.peers = self.tunnels.report().peers;
         report
     }

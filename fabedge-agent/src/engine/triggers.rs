@@ -1,4 +1,5 @@
-//! What makes the engine look again: the kernel's network changes, charon's events, pods that come and go.
+//! What makes the engine look again: the kernel's network and firewall changes, charon's events, pods that come and
+//! go.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,33 +11,28 @@ use tracing::warn;
 
 use super::Subsystems;
 use crate::datapath::pods;
-use crate::netlink::Changes;
+use crate::firewall;
+use crate::netlink::{self, Changes};
 
 /// How long to wait before a broken source of events is opened again.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// The shortest time between two passes because of nftables: kube-proxy writes it whenever an endpoint changes.
+const FIREWALL_PAUSE: Duration = Duration::from_secs(2);
+
 /// Starts everything that triggers passes.
-///
-/// # Errors
-/// When the kernel's changes cannot be subscribed to.
-pub fn watch(subsystems: &Subsystems, trigger: &Arc<Notify>) -> Result<(), crate::netlink::Error> {
-    let mut changes = Changes::open()?;
-    let sender = Arc::clone(trigger);
-    tokio::spawn(async move {
-        loop {
-            if let Err(error) = changes.next().await {
-                warn!(
-                    error = crate::status::chain(&error),
-                    "no notice of network changes, subscribing again"
-                );
-                tokio::time::sleep(RETRY).await;
-                if let Ok(again) = Changes::open() {
-                    changes = again;
-                }
-            }
-            sender.notify_one();
-        }
-    });
+pub fn watch(subsystems: &Subsystems, trigger: &Arc<Notify>) {
+    tokio::spawn(watch_changes(
+        Changes::network,
+        Duration::ZERO,
+        Arc::clone(trigger),
+    ));
+    tokio::spawn(watch_changes(
+        Changes::nftables,
+        FIREWALL_PAUSE,
+        Arc::clone(trigger),
+    ));
+    tokio::spawn(watch_legacy_tables(Arc::clone(trigger)));
 
     let mut events = subsystems.tunnels.events();
     let sender = Arc::clone(trigger);
@@ -51,7 +47,42 @@ pub fn watch(subsystems: &Subsystems, trigger: &Arc<Notify>) -> Result<(), crate
         subsystems.datapath.cni_state_dir().to_owned(),
         Arc::clone(trigger),
     ));
-    Ok(())
+}
+
+/// Passes on the kernel's notices, with a pause after each; a broken subscription is renewed.
+async fn watch_changes(open: fn() -> Result<Changes, netlink::Error>, pause: Duration, trigger: Arc<Notify>) {
+    loop {
+        let error = match open() {
+            Ok(mut changes) => loop {
+                // The first time for what happened before there was a subscription.
+                trigger.notify_one();
+                tokio::time::sleep(pause).await;
+                if let Err(error) = changes.next().await {
+                    break error;
+                }
+            },
+            Err(error) => error,
+        };
+        warn!(
+            error = crate::status::chain(&error),
+            "no notice of network changes, subscribing again"
+        );
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// The kernel tells nobody of iptables-legacy. That its filter tables come into being is seen this way; what somebody
+/// changes in them later waits for the resync.
+async fn watch_legacy_tables(trigger: Arc<Notify>) {
+    let mut known = firewall::legacy_tables();
+    loop {
+        tokio::time::sleep(FIREWALL_PAUSE).await;
+        let tables = firewall::legacy_tables();
+        if tables != known {
+            known = tables;
+            trigger.notify_one();
+        }
+    }
 }
 
 /// The runtime's result files appear after the plugins are done, so netlink's notice of a new veth comes too early.

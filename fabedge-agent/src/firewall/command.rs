@@ -53,12 +53,8 @@ pub(super) async fn observe() -> Result<Observed, Error> {
     if has(NAME) {
         observed.listing = list().await?;
     }
-    for (family, ip, names) in [
-        (Family::V4, "ip", "/proc/thread-self/net/ip_tables_names"),
-        (Family::V6, "ip6", "/proc/thread-self/net/ip6_tables_names"),
-    ] {
-        // Asking the legacy command about a table would make that table.
-        let legacy = std::fs::read_to_string(names).unwrap_or_default();
+    let legacy = legacy_tables();
+    for (family, ip, legacy) in [(Family::V4, "ip", &legacy[0]), (Family::V6, "ip6", &legacy[1])] {
         for (backend, used) in [
             (Backend::Legacy, legacy.lines().any(|table| table == "filter")),
             (Backend::Nft, has(&format!("{ip} filter"))),
@@ -81,6 +77,15 @@ pub(super) async fn observe() -> Result<Observed, Error> {
     Ok(observed)
 }
 
+/// The tables of iptables-legacy and ip6tables-legacy, one a line. Asking those commands about a table would make that
+/// table.
+pub fn legacy_tables() -> [String; 2] {
+    ["ip_tables_names", "ip6_tables_names"].map(|file| {
+        // Not there without the module.
+        std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default()
+    })
+}
+
 /// Our table; none where there is none.
 pub(super) async fn list() -> Result<Option<Listing>, Error> {
     let text = json(&["list", "table", "inet", "fabedge"]).await?;
@@ -89,8 +94,11 @@ pub(super) async fn list() -> Result<Option<Listing>, Error> {
         .map_err(Error::Output)
 }
 
-/// Our counters; none where there is no table.
-pub(super) async fn counters() -> Result<BTreeMap<String, Count>, Error> {
+/// Packets and bytes that our table dropped so far, by reason; none where there is no table.
+///
+/// # Errors
+/// When nft cannot be asked.
+pub async fn dropped() -> Result<BTreeMap<String, Count>, Error> {
     let text = json(&["list", "counters", "table", "inet", "fabedge"]).await?;
     text.map_or_else(
         || Ok(BTreeMap::new()),

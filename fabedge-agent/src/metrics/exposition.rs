@@ -1,17 +1,31 @@
 //! The metrics as text (Prometheus text format 0.0.4). Pure: a fresh registry per scrape, filled from values.
 
+use std::collections::BTreeMap;
+
 use prometheus::core::Collector;
 use prometheus::{Encoder, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::datapath::read::Counters;
+use crate::firewall::Count;
 use crate::status::Status;
 
 /// Encodes one scrape.
-pub fn exposition(status: &Status, counters: &Counters, resident_bytes: u64) -> String {
-    encode(status, counters, resident_bytes).unwrap_or_else(|error| format!("# not encoded: {error}\n"))
+pub fn exposition(
+    status: &Status,
+    counters: &Counters,
+    dropped: &BTreeMap<String, Count>,
+    resident_bytes: u64,
+) -> String {
+    encode(status, counters, dropped, resident_bytes)
+        .unwrap_or_else(|error| format!("# not encoded: {error}\n"))
 }
 
-fn encode(status: &Status, counters: &Counters, resident_bytes: u64) -> prometheus::Result<String> {
+fn encode(
+    status: &Status,
+    counters: &Counters,
+    dropped: &BTreeMap<String, Count>,
+    resident_bytes: u64,
+) -> prometheus::Result<String> {
     let registry = Registry::new();
     let add = |collector: Box<dyn Collector>| registry.register(collector);
     let gauge = |name: &str, help: &str, value: i64| {
@@ -95,6 +109,20 @@ fn encode(status: &Status, counters: &Counters, resident_bytes: u64) -> promethe
             .iter()
             .map(|(name, value)| (vec![name.as_str()], *value))
             .collect(),
+    )?;
+    totals(
+        "fabedge_agent_dropped_packets_total",
+        "Packets that the nftables table of this node dropped, by reason.",
+        &["reason"],
+        dropped
+            .iter()
+            .map(|(name, count)| (vec![name.as_str()], count.packets))
+            .collect(),
+    )?;
+    gauge(
+        "fabedge_agent_foreign_programs",
+        "eBPF programs of others on the hooks of the fast path.",
+        status.foreign_programs.len() as i64,
     )?;
     let name = |reqid: u32| {
         status

@@ -25,8 +25,10 @@ pub async fn serve(listen: SocketAddr, status: watch::Receiver<Status>) -> std::
 }
 
 async fn metrics(State(status): State<watch::Receiver<Status>>) -> impl IntoResponse {
+    // Neither is there before the first pass; what is wrong with them later is a problem that the status names.
+    let dropped = crate::firewall::dropped().await.unwrap_or_default();
     let counters = crate::datapath::read::counters().unwrap_or_default();
-    let text = super::exposition(&status.borrow(), &counters, resident_bytes());
+    let text = super::exposition(&status.borrow(), &counters, &dropped, resident_bytes());
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         text,

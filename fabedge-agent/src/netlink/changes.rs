@@ -1,9 +1,10 @@
-//! The notice that links, addresses, routes or rules changed, without saying how: whoever hears it observes anew.
+//! The notice that links, addresses, routes or rules changed, or that nftables did, without saying how: whoever
+//! hears it observes anew.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
 
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 
 use super::Error;
@@ -11,6 +12,9 @@ use super::Error;
 /// `RTNLGRP_*` of `linux/rtnetlink.h`: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE,
 /// IPV6_RULE.
 const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+
+/// `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h`: tables, chains, rules and sets, those of iptables-nft too.
+const NFTABLES: u32 = 7;
 
 /// At most so many notices are taken as one change: a flood of them must not keep the thread.
 const BATCH: usize = 4096;
@@ -27,14 +31,26 @@ impl fmt::Debug for Changes {
 }
 
 impl Changes {
-    /// Subscribes, in the network namespace of the calling thread.
+    /// Subscribes to links, addresses, routes and rules, in the network namespace of the calling thread.
     ///
     /// # Errors
     /// When the socket cannot be made or bound.
-    pub fn open() -> Result<Self, Error> {
+    pub fn network() -> Result<Self, Error> {
+        Self::open(NETLINK_ROUTE, &GROUPS)
+    }
+
+    /// Subscribes to nftables, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the socket cannot be made or bound.
+    pub fn nftables() -> Result<Self, Error> {
+        Self::open(NETLINK_NETFILTER, &[NFTABLES])
+    }
+
+    fn open(protocol: isize, groups: &[u32]) -> Result<Self, Error> {
         let failed = |error: io::Error| Error::new("subscribing to the kernel's network changes", error);
-        let mut socket = TokioSocket::new(NETLINK_ROUTE).map_err(failed)?;
-        let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+        let mut socket = TokioSocket::new(protocol).map_err(failed)?;
+        let groups = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
         socket
             .socket_mut()
             .bind(&SocketAddr::new(0, groups))

@@ -125,7 +125,13 @@ fn maps_of_another_version_are_migrated_without_losing_a_packet() {
         assert_eq!(received, sent);
         assert_ne!(id(), old, "new maps");
         assert_eq!(read::tables_in(&sandbox.pins).unwrap().routes.len(), 3);
-        assert!(sandbox.count("pod_egress/tunnel") > 0, "fast again");
+        let socket = node.socket("10.1.0.2:0");
+        let fast_again = (0..50).any(|_| {
+            socket.send_to(b"question", (PEER, 53)).unwrap();
+            node.sent(POD, PEER, 53).unwrap();
+            sandbox.count("pod_egress/tunnel") > 0
+        });
+        assert!(fast_again);
         assert!(!sandbox.pins.join("next").exists());
     });
 }
@@ -196,9 +202,14 @@ fn a_foreign_program_on_the_hook_is_named_and_survives() {
         let foreign = attach_foreign("veth1");
         let mut datapath = sandbox.datapath();
         sandbox.settle(&mut datapath, &node.desired());
-        let named: Vec<&str> = datapath.foreign().collect();
+        let named = datapath.foreign();
         assert_eq!(named.len(), 1, "{named:?}");
-        assert!(named[0].contains("beside pod_egress on veth1"), "{named:?}");
+        assert!(
+            named
+                .iter()
+                .all(|name| name.contains("beside pod_egress on veth1")),
+            "{named:?}"
+        );
         assert!(hooks().contains(&"veth1 foreign".to_owned()));
         let socket = node.socket("10.1.0.2:0");
         socket.send_to(b"question", (PEER, 53)).unwrap();

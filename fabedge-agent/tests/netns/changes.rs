@@ -17,7 +17,7 @@ async fn noticed(changes: &mut Changes) -> bool {
 #[test]
 fn every_kind_of_change_is_noticed_once() {
     in_space(async || {
-        let mut changes = Changes::open().unwrap();
+        let mut changes = Changes::network().unwrap();
         assert!(!noticed(&mut changes).await, "nothing has happened");
         for change in [
             "ip link add d0 type dummy || ip link add d0 type bridge
@@ -40,7 +40,7 @@ fn every_kind_of_change_is_noticed_once() {
 #[test]
 fn an_overrun_is_a_change_and_no_error() {
     in_space(async || {
-        let mut changes = Changes::open().unwrap();
+        let mut changes = Changes::network().unwrap();
         // Many times what the socket's buffer holds.
         sh("ip link add d0 type bridge
             ip link set d0 up
@@ -54,5 +54,24 @@ fn an_overrun_is_a_change_and_no_error() {
             noticed(&mut changes).await,
             "the subscription outlives the overrun"
         );
+    });
+}
+
+#[test]
+fn a_change_of_nftables_is_noticed_whoever_makes_it() {
+    in_space(async || {
+        let mut changes = Changes::nftables().unwrap();
+        assert!(!noticed(&mut changes).await, "nothing has happened");
+        for change in [
+            "nft add table inet other",
+            "iptables-nft -P FORWARD DROP",
+            "iptables-nft -A FORWARD -j ACCEPT",
+            "iptables-nft -F FORWARD",
+            "nft delete table inet other",
+        ] {
+            sh(change);
+            assert!(noticed(&mut changes).await, "{change}");
+            while noticed(&mut changes).await {}
+        }
     });
 }

@@ -1,6 +1,6 @@
 use fabedge_agent::desired::firewall as desired;
 use fabedge_agent::facts::{Facts, TunnelKind};
-use fabedge_agent::firewall::Firewall;
+use fabedge_agent::firewall::{Firewall, dropped};
 use fabedge_agent::netlink::Netlink;
 
 use super::documents;
@@ -62,11 +62,11 @@ fn drift_is_repaired_and_counts_go_on() {
         sh("ip link set br-fabedge up
             ip route add 10.233.64.0/24 dev br-fabedge
             ping -c 2 -W 1 -i 0.2 10.233.64.9 || true");
-        let counted = firewall.dropped().await.unwrap()["outbound_to_pods"];
+        let counted = dropped().await.unwrap()["outbound_to_pods"];
         assert!(counted.packets >= 2, "{counted:?}");
         let mut restarted = Firewall::new();
         settle(&mut restarted, &desired).await;
-        assert_eq!(restarted.dropped().await.unwrap()["outbound_to_pods"], counted);
+        assert_eq!(dropped().await.unwrap()["outbound_to_pods"], counted);
     });
 }
 

@@ -101,7 +101,7 @@ impl Agent {
 
     /// Packets dropped so far for a reason.
     pub async fn dropped(&self, counter: &str) -> u64 {
-        self.firewall.dropped().await.unwrap()[counter].packets
+        fabedge_agent::firewall::dropped().await.unwrap()[counter].packets
     }
 }
 
