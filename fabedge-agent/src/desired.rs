@@ -65,7 +65,7 @@ impl Desired {
         match role {
             Role::Edge => Self {
                 sysctl: sysctl::edge(config, facts),
-                links: links::edge(facts),
+                links: links::edge(config, facts),
                 tunnels,
                 datapath,
                 routes: routes::edge(config, facts),

@@ -1,4 +1,4 @@
-//! Subsystem links: the tunnel device.
+//! Subsystem links: the tunnel device, and what an earlier CNI left in its way.
 
 mod kernel;
 mod plan;

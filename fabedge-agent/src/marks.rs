@@ -12,6 +12,9 @@ pub const LIBIPSEC_DEVICE: &str = "ipsec0";
 /// The bridge that the CNI plugin makes for local pods.
 pub const BRIDGE: &str = "br-fabedge";
 
+/// Alias of another CNI's interface that was set down because it held an address of this node's pods.
+pub const ASIDE_ALIAS: &str = "set down by fabedge";
+
 /// `rtm_protocol` of our routes and rules (an unassigned number of `/etc/iproute2/rt_protos`).
 pub const ROUTE_PROTOCOL: u8 = 0xfa;
 

@@ -1,4 +1,4 @@
-//! The tunnel device, by rtnetlink.
+//! The tunnel device and interfaces in our way, by rtnetlink.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,15 @@ use netlink_packet_route::link::{
     InfoData, InfoKind, InfoXfrm, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkXfrm};
+use tracing::warn;
 
 use super::Error;
-use super::plan::{Change, Device, Plan};
+use super::plan::{Device, Plan};
 use crate::marks;
 use crate::netlink::{self, Netlink};
 use crate::subsystem::Outcome;
 
-/// The interfaces that bear the name of a tunnel device.
+/// The interfaces of this node.
 pub(super) async fn observe(netlink: &Netlink) -> Result<BTreeMap<String, Device>, netlink::Error> {
     let mut devices = BTreeMap::new();
     let mut links = netlink.handle().link().get().execute();
@@ -38,11 +39,13 @@ fn device(message: &LinkMessage) -> Option<(String, Device)> {
         if_id: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        alias: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+            LinkAttribute::IfAlias(alias) => device.alias = Some(alias.clone()),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
@@ -60,8 +63,7 @@ fn device(message: &LinkMessage) -> Option<(String, Device)> {
             _ => {}
         }
     }
-    name.filter(|name| [marks::XFRM_DEVICE, marks::LIBIPSEC_DEVICE].contains(&name.as_str()))
-        .map(|name| (name, device))
+    name.map(|name| (name, device))
 }
 
 pub(super) async fn grow(netlink: &Netlink, plan: &Plan) -> Vec<Outcome> {
@@ -82,24 +84,57 @@ pub(super) async fn grow(netlink: &Netlink, plan: &Plan) -> Vec<Outcome> {
     }
     if let Some(change) = &plan.change {
         let object = format!("link {} (mtu {}, up)", change.name, change.mtu);
-        outcomes.push(Outcome::new("change", object, set(netlink, change).await));
+        let message = LinkUnspec::new_with_index(change.index).mtu(change.mtu).up();
+        outcomes.push(Outcome::new(
+            "change",
+            object,
+            set(netlink, change.name, message).await,
+        ));
+    }
+    for (name, index) in &plan.aside {
+        warn!(
+            name,
+            "an interface of another CNI has an address of this node's pods: setting it down (`fabedge-agent cleanup` \
+             sets it up again)"
+        );
+        let alias = LinkAttribute::IfAlias(marks::ASIDE_ALIAS.to_owned());
+        let message = LinkUnspec::new_with_index(*index)
+            .down()
+            .append_extra_attribute(alias);
+        outcomes.push(Outcome::new(
+            "set down",
+            format!("link {name}"),
+            set(netlink, name, message).await,
+        ));
     }
     outcomes
 }
 
 pub(super) async fn shrink(netlink: &Netlink, plan: &Plan) -> Vec<Outcome> {
-    let Some(index) = plan.delete else {
-        return Vec::new();
-    };
-    let result = netlink.handle().link().del(index).execute().await;
-    let result = result.map_err(|error| {
-        netlink::Error::new(format!("deleting the interface {}", marks::XFRM_DEVICE), error)
-    });
-    vec![Outcome::new(
-        "delete",
-        format!("link {}", marks::XFRM_DEVICE),
-        result,
-    )]
+    let mut outcomes = Vec::new();
+    if let Some(index) = plan.delete {
+        let result = netlink.handle().link().del(index).execute().await;
+        let result = result.map_err(|error| {
+            netlink::Error::new(format!("deleting the interface {}", marks::XFRM_DEVICE), error)
+        });
+        outcomes.push(Outcome::new(
+            "delete",
+            format!("link {}", marks::XFRM_DEVICE),
+            result,
+        ));
+    }
+    for (name, index) in &plan.restore {
+        let no_alias = LinkAttribute::IfAlias(String::new());
+        let message = LinkUnspec::new_with_index(*index)
+            .up()
+            .append_extra_attribute(no_alias);
+        outcomes.push(Outcome::new(
+            "set up",
+            format!("link {name}"),
+            set(netlink, name, message).await,
+        ));
+    }
+    outcomes
 }
 
 async fn create(netlink: &Netlink, mtu: u32) -> Result<(), Error> {
@@ -128,16 +163,7 @@ async fn create(netlink: &Netlink, mtu: u32) -> Result<(), Error> {
         })
 }
 
-async fn set(netlink: &Netlink, change: &Change) -> Result<(), Error> {
-    let message = LinkUnspec::new_with_index(change.index)
-        .mtu(change.mtu)
-        .up()
-        .build();
-    netlink
-        .handle()
-        .link()
-        .set(message)
-        .execute()
-        .await
-        .map_err(|error| netlink::Error::new(format!("changing the interface {}", change.name), error).into())
+async fn set(netlink: &Netlink, name: &str, message: LinkMessageBuilder<LinkUnspec>) -> Result<(), Error> {
+    let result = netlink.handle().link().set(message.build()).execute().await;
+    result.map_err(|error| netlink::Error::new(format!("changing the interface {name}"), error).into())
 }

@@ -1,4 +1,4 @@
-//! What to do about the tunnel device. Pure.
+//! What to do about the tunnel device and about interfaces in our way. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use crate::desired::links::{Links, TunnelDevice};
 use crate::facts::TunnelKind;
 use crate::marks;
 
-/// An interface that bears the name of a tunnel device.
+/// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Interface index.
@@ -20,6 +20,8 @@ pub struct Device {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// `IFLA_IFALIAS`.
+    pub alias: Option<String>,
 }
 
 impl Device {
@@ -79,8 +81,12 @@ pub struct Plan {
     pub create: Option<u32>,
     /// Change MTU and set up the device of this index.
     pub change: Option<Change>,
+    /// Set down, with [`marks::ASIDE_ALIAS`] to know them by: names and indices.
+    pub aside: BTreeMap<String, u32>,
     /// Delete our xfrm interface, of this index.
     pub delete: Option<u32>,
+    /// Set up again what was set down and is in nobody's way any more: names and indices.
+    pub restore: BTreeMap<String, u32>,
 }
 
 /// What to change about an existing device.
@@ -94,7 +100,7 @@ pub struct Change {
     pub mtu: u32,
 }
 
-/// Compares what should be with the interfaces that bear the tunnel devices' names.
+/// Compares what should be with the interfaces of this node.
 pub fn plan(desired: &Links, observed: &BTreeMap<String, Device>) -> Plan {
     let mut plan = Plan::default();
     if let Some(TunnelDevice { kind, mtu }) = desired.tunnel {
@@ -127,5 +133,14 @@ pub fn plan(desired: &Links, observed: &BTreeMap<String, Device>) -> Plan {
         .get(marks::XFRM_DEVICE)
         .filter(|device| device.is_ours() && !wanted)
         .map(|device| device.index);
+    for (name, device) in observed {
+        let unwanted = desired.aside.contains(name);
+        if unwanted && device.up {
+            plan.aside.insert(name.clone(), device.index);
+        }
+        if !unwanted && device.alias.as_deref() == Some(marks::ASIDE_ALIAS) {
+            plan.restore.insert(name.clone(), device.index);
+        }
+    }
     plan
 }

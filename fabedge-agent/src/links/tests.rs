@@ -8,6 +8,7 @@ use crate::marks;
 fn wanted(kind: TunnelKind) -> Links {
     Links {
         tunnel: Some(TunnelDevice { kind, mtu: 1400 }),
+        ..Links::default()
     }
 }
 
@@ -18,6 +19,7 @@ fn ours() -> Device {
         if_id: Some(marks::IF_ID),
         mtu: 1400,
         up: true,
+        alias: None,
     }
 }
 
@@ -140,4 +142,43 @@ fn charons_tun_is_changed_but_never_made_or_deleted() {
             ..Plan::default()
         }
     );
+}
+
+#[test]
+fn what_another_cni_left_is_set_down_and_up_again() {
+    let bridge = Device {
+        kind: Some("bridge".to_owned()),
+        if_id: None,
+        ..ours()
+    };
+    let down = Device {
+        up: false,
+        alias: Some(marks::ASIDE_ALIAS.to_owned()),
+        ..bridge.clone()
+    };
+    let by_hand = Device {
+        up: false,
+        ..bridge.clone()
+    };
+    let desired = Links {
+        aside: ["cni0".to_owned()].into(),
+        ..Links::default()
+    };
+    let named = BTreeMap::from([("cni0".to_owned(), 7)]);
+    let aside = plan(
+        &desired,
+        &observed([("cni0", bridge.clone()), ("docker0", bridge)]),
+    );
+    assert_eq!((aside.aside, aside.restore), (named.clone(), BTreeMap::new()));
+    for settled in [&down, &by_hand] {
+        assert_eq!(
+            plan(&desired, &observed([("cni0", settled.clone())])),
+            Plan::default()
+        );
+    }
+    let restored = plan(
+        &Links::default(),
+        &observed([("cni0", down), ("docker0", by_hand)]),
+    );
+    assert_eq!((restored.aside, restored.restore), (BTreeMap::new(), named));
 }
