@@ -1,16 +1,18 @@
 //! What the programs and the kernel say about themselves, read from outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fabedge_common::abi::{Program, Reason, Verdict};
 use serde_json::Value;
 
 use crate::command;
 use crate::place::Place;
 use crate::site::Site;
+use crate::world::World;
+use crate::world::addresses::{Role, SITES};
 
 /// The pinned maps.
 const PINS: &str = "/sys/fs/bpf/fabedge";
@@ -23,6 +25,36 @@ pub fn status(site: &Site) -> Result<Value> {
     let path = site.path("/run/fabedge/status.json");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("parsing {}", path.display()))
+}
+
+/// Whether every SA that an agent reports is reported from the other end too, and every tunnel has one.
+///
+/// # Errors
+/// When an agent has not reported.
+pub fn sas_agree(world: &World) -> Result<bool> {
+    let mut spis = BTreeSet::new();
+    for numbers in SITES.iter().filter(|numbers| numbers.role != Role::Cloud) {
+        let status = status(world.site(numbers.name)?)?;
+        for peer in status["peers"]
+            .as_object()
+            .into_iter()
+            .flat_map(|peers| peers.values())
+        {
+            let children = peer["children"].as_array().map_or(&[][..], Vec::as_slice);
+            if children.is_empty() {
+                return Ok(false);
+            }
+            spis.extend(
+                children
+                    .iter()
+                    .map(|child| (child["spiIn"].as_u64(), child["spiOut"].as_u64())),
+            );
+        }
+    }
+    Ok(!spis.is_empty()
+        && spis
+            .iter()
+            .all(|(incoming, outgoing)| spis.contains(&(*outgoing, *incoming))))
 }
 
 /// How many packets the eBPF programs of a site have counted, by program and reason.
@@ -120,6 +152,39 @@ pub fn dump(place: &Place, map: &str) -> Result<Vec<Value>> {
                 .with_context(|| format!("an entry of {map} has no named fields: {entry}"))
         })
         .collect()
+}
+
+/// Kernel memory of the pinned maps, in bytes, as the kernel accounts for it; none before 6.4, where it names what a
+/// full map would take.
+///
+/// # Errors
+/// When bpftool fails.
+pub fn map_bytes(place: &Place) -> Result<Option<u64>> {
+    if kernel()? < (6, 4) {
+        return Ok(None);
+    }
+    let pins = place.must(&["find", PINS, "-maxdepth", "1", "-type", "f"])?;
+    let mut bytes = 0;
+    for pin in pins.lines() {
+        let text = place.must(&["bpftool", "-j", "map", "show", "pinned", pin])?;
+        let map: Value =
+            serde_json::from_str(&text).with_context(|| format!("parsing what bpftool says of {pin}"))?;
+        bytes += map["bytes_memlock"]
+            .as_u64()
+            .with_context(|| format!("bpftool does not tell the memory of {pin}"))?;
+    }
+    Ok(Some(bytes))
+}
+
+/// Major and minor version of the running kernel.
+fn kernel() -> Result<(u32, u32)> {
+    let release =
+        fs::read_to_string("/proc/sys/kernel/osrelease").context("asking for the kernel's version")?;
+    let mut numbers = release.split('.').map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => bail!("the kernel's version is `{}`", release.trim()),
+    }
 }
 
 /// Everything the network configuration of a place consists of, to be compared: links, addresses, routes, rules,

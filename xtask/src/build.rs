@@ -13,8 +13,8 @@ use crate::toolchain::{Bpf, cargo};
 const PROGRAMS: &[&str] = &["fabedge-operator", "fabedge-agent", "fabedge-tests"];
 /// Their binaries.
 const BINARIES: &[&str] = &["fabedge-operator", "fabedge-agent", "fabedge-lab"];
-/// Folders of the repository that the programs read in a machine.
-const DATA: &[&str] = &["examples", "images", "charts"];
+/// What the programs read of the repository in a machine.
+const DATA: &[&str] = &["README.md", "examples", "images", "charts"];
 
 /// Builds everything that ships or runs in machines.
 pub fn all(places: &Places) -> Result<()> {

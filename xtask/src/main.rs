@@ -4,6 +4,7 @@ mod build;
 mod clean;
 mod docs;
 mod interrupt;
+mod kept;
 mod lab;
 mod lint;
 mod machine;

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: the suites, each where it belongs, with their minutes and one true sum at the end.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::places::Places;
 use crate::progress::output;
 use crate::tally::{Counts, Tally};
 use crate::toolchain::cargo;
-use crate::{build, docs, rules, setup};
+use crate::{build, docs, kept, rules, setup};
 
 /// The suites.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -25,8 +26,8 @@ enum Suite {
     Unit,
     /// Tests that need a machine, on this kernel: programs by BPF_PROG_TEST_RUN, netlink, charon
     Bpf,
-    /// The connectivity suites on this kernel with userspace ESP; with `--kernel 6.12` or `6.1` those on that kernel
-    /// with kernel ESP, and before them what `bpf` runs
+    /// The world of the demo, with the fast path on and off, and what breaks: in QEMU on kernels 6.12 and 6.1 with
+    /// kernel ESP, and on this kernel with userspace ESP
     Lab,
     /// The rules of the repository and the commands and links in its documents
     Docs,
@@ -49,10 +50,10 @@ pub struct Arguments {
     /// Only this suite; may be given several times
     #[arg(long, value_enum)]
     only: Vec<Suite>,
-    /// Kernel of the suite `lab`, `host` if none is given; may be given several times
+    /// Only this kernel of the suite `lab`; may be given several times
     #[arg(long, value_enum)]
     kernel: Vec<Kernel>,
-    /// Passed on to `fabedge-lab suite`
+    /// Passed on to `fabedge-lab suite` of the suite `lab`, instead of the names of its suites
     #[arg(last = true)]
     more: Vec<String>,
 }
@@ -81,7 +82,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
         let run = match suite {
             Suite::Unit => unit(places),
             Suite::Bpf => machine_tests(places)
-                .and_then(|tests| in_machine(places, Kernel::Host, None, &tests, arguments, interrupt)),
+                .and_then(|programs| in_machine(places, Kernel::Host, &programs, None, "bpf", interrupt)),
             Suite::Lab => lab(places, arguments, interrupt),
             Suite::Docs => checks(places),
         };
@@ -157,94 +158,111 @@ fn closed(mut counts: Counts, success: bool) -> Counts {
     counts
 }
 
-/// What the suite `lab` runs when nothing else is asked for. The faults are the demo's second half, and
-/// `-- faults` runs them alone; on a busy machine they count packets that the machine lost.
-const LAB_SUITES: [&str; 4] = ["instruments", "connectivity", "slow-path", "cleanup"];
+/// What a machine of the suite `lab` is to show.
+struct World {
+    kernel: Kernel,
+    tunnel: Tunnel,
+    /// Test programs that run there besides, by the names of their targets: what this kernel cannot tell.
+    programs: &'static [&'static str],
+    /// Suites of the lab.
+    suites: &'static [&'static str],
+}
+
+/// The worlds. Under emulation everything takes its time, so each shows what the others cannot: 6.12 what breaks, 6.1
+/// programs on a kernel without TCX, this kernel userspace ESP.
+const WORLDS: [World; 3] = [
+    World {
+        kernel: Kernel::V6_12,
+        tunnel: Tunnel::Xfrm,
+        programs: &["charon"],
+        suites: &["connectivity", "slow-path", "faults"],
+    },
+    World {
+        kernel: Kernel::V6_1,
+        tunnel: Tunnel::Xfrm,
+        programs: &["bpf"],
+        suites: &["connectivity", "slow-path", "cleanup"],
+    },
+    World {
+        kernel: Kernel::Host,
+        tunnel: Tunnel::Libipsec,
+        programs: &[],
+        suites: &["instruments", "connectivity", "cleanup"],
+    },
+];
 
 fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<Counts> {
-    let tests = machine_tests(places)?;
-    let worlds = [
-        (Kernel::V6_12, Tunnel::Xfrm),
-        (Kernel::V6_1, Tunnel::Xfrm),
-        (Kernel::Host, Tunnel::Libipsec),
-    ];
+    let programs = machine_tests(places)?;
     let mut sum = Counts::default();
-    for (kernel, tunnel) in worlds {
-        let chosen = match arguments.kernel.as_slice() {
-            [] => kernel == Kernel::Host,
-            kernels => kernels.contains(&kernel),
-        };
-        if !chosen {
+    for world in &WORLDS {
+        if !arguments.kernel.is_empty() && !arguments.kernel.contains(&world.kernel) {
             continue;
         }
         interrupt.check()?;
-        // On this kernel the suite `bpf` runs them.
-        let tests = if kernel == Kernel::Host {
-            &[]
+        let programs: Vec<PathBuf> = programs
+            .iter()
+            .filter(|file| world.programs.contains(&target_name(file)))
+            .cloned()
+            .collect();
+        let mut suite = words(&["/host/fabedge-lab", "suite", "--tunnel", world.tunnel.name()]);
+        if arguments.more.is_empty() {
+            suite.extend(words(world.suites));
         } else {
-            tests.as_slice()
-        };
-        let began = Instant::now();
-        sum += in_machine(places, kernel, Some(tunnel), tests, arguments, interrupt)?;
-        eprintln!(
-            "== kernel {}, {}: {}",
-            kernel.name(),
-            tunnel.name(),
-            minutes(began).trim()
-        );
+            suite.extend(arguments.more.iter().cloned());
+        }
+        sum += in_machine(places, world.kernel, &programs, Some(suite), "lab", interrupt)?;
+    }
+    if arguments.kernel.is_empty() && arguments.more.is_empty() {
+        println!("\n== a world that stays up");
+        sum += kept::check(places)?;
     }
     Ok(sum)
 }
 
-/// Boots a machine, runs test programs in it, then the suites of the lab if there is a tunnel to run them with.
+/// Boots a machine, runs test programs in it and then a command; its logs stay in the results folder of `suite`.
 fn in_machine(
     places: &Places,
     kernel: Kernel,
-    tunnel: Option<Tunnel>,
-    tests: &[PathBuf],
-    arguments: &Arguments,
+    programs: &[PathBuf],
+    command: Option<Vec<String>>,
+    suite: &str,
     interrupt: &Interrupt,
 ) -> Result<Counts> {
     let mut files = build::host_files(places);
     let mut commands = Vec::new();
-    for test in tests {
-        let name = test
-            .file_name()
-            .context("a test program without a name")?
-            .to_string_lossy()
-            .into_owned();
+    for program in programs {
+        let name = target_name(program);
         commands.push(words(&[&format!("/host/tests/{name}"), "--test-threads=1"]));
-        files.push((format!("tests/{name}"), test.clone()));
+        files.push((format!("tests/{name}"), program.clone()));
     }
-    if let Some(tunnel) = tunnel {
-        let mut suite = words(&["/host/fabedge-lab", "suite", "--tunnel", tunnel.name()]);
-        if arguments.more.is_empty() {
-            suite.extend(words(&LAB_SUITES));
-        } else {
-            suite.extend(arguments.more.iter().cloned());
-        }
-        commands.push(suite);
-    }
+    commands.extend(command);
     let machine = Machine::boot(places, &Options::on(kernel), &files, interrupt)?;
     let mut sum = Counts::default();
     let mut outcome = Ok(());
     for command in commands {
+        let began = Instant::now();
         eprintln!("\n== kernel {}: {}", kernel.name(), command.join(" "));
         let mut tally = Tally::new(std::io::stdout());
         let run = machine.run_into(&command, &environment(kernel), &mut tally);
         sum += closed(tally.counts(), matches!(run, Ok(0)));
+        eprintln!("== {}", minutes(began).trim());
         if let Err(problem) = run {
             // The machine is gone, or we are to end: the logs so far are worth keeping.
             outcome = Err(problem);
             break;
         }
     }
-    let what = tunnel.map_or("bpf", Tunnel::name);
-    let results = save(places, &machine, &format!("test-{}-{what}", kernel.name()))?;
+    let results = save(places, &machine, &format!("test-{suite}-{}", kernel.name()))?;
     if sum.failed > 0 {
         eprintln!("logs and captures: {}", results.display());
     }
     outcome.map(|()| sum)
+}
+
+/// The name of the target that a test program was built of: cargo appends a dash and a hash.
+fn target_name(program: &Path) -> &str {
+    let name = program.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    name.rsplit_once('-').map_or(name, |(name, _)| name)
 }
 
 fn checks(places: &Places) -> Result<Counts> {

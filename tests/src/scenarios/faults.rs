@@ -65,8 +65,11 @@ pub const CHECKS: &[Check] = &[
     },
 ];
 
-/// Datagrams per second while something breaks.
-const RATE: u32 = 1000;
+/// Datagrams per second while nothing may be lost.
+const DENSE: u32 = 1000;
+
+/// Datagrams per second while it counts for how long nothing comes.
+const SPARSE: u32 = 200;
 
 /// Streams between an edge1 pod and a pod of the connector, both ways.
 struct Traffic {
@@ -75,11 +78,11 @@ struct Traffic {
 }
 
 impl Traffic {
-    fn start(lab: &Lab) -> Result<Self> {
+    fn start(lab: &Lab, rate: u32) -> Result<Self> {
         let (edge, cloud) = (lab.world.pod("edge1-a")?, lab.world.pod("cloud-a")?);
         let traffic = Self {
-            up: Stream::start(&edge.place, &cloud.place, cloud.v4.into(), RATE, 64)?,
-            down: Stream::start(&cloud.place, &edge.place, edge.v4.into(), RATE, 64)?,
+            up: Stream::start(&edge.place, &cloud.place, cloud.v4.into(), rate, 64)?,
+            down: Stream::start(&cloud.place, &edge.place, edge.v4.into(), rate, 64)?,
         };
         traffic.wait("at first", CONVERGENCE)?;
         Ok(traffic)
@@ -116,7 +119,7 @@ fn describe(reports: &[Report; 2]) -> String {
 /// SIGKILL, a second without an agent, a new one: no packet is lost.
 fn agent_killed(lab: &mut Lab, site: &str) -> Result<Outcome> {
     let before = lab.capture.counts();
-    let traffic = Traffic::start(lab)?;
+    let traffic = Traffic::start(lab, DENSE)?;
     thread::sleep(Duration::from_secs(1));
     lab.take_daemon(&format!("{site}/agent"))?.kill()?;
     thread::sleep(Duration::from_secs(1));
@@ -147,10 +150,10 @@ fn agent_killed(lab: &mut Lab, site: &str) -> Result<Outcome> {
 }
 
 /// charon ends and comes back, as kubelet restarts a container. Stopped in order it deletes its SAs; killed, the
-/// kernel may go on with them.
+/// kernel may go on with them until the peers notice. It is over when both ends have the same SAs again.
 fn charon_ends(lab: &mut Lab, site: &str, kill: bool) -> Result<Outcome> {
     let before = lab.capture.counts();
-    let traffic = Traffic::start(lab)?;
+    let traffic = Traffic::start(lab, SPARSE)?;
     let daemon = lab.take_daemon(&format!("{site}/charon"))?;
     if kill {
         daemon.kill()?;
@@ -165,11 +168,16 @@ fn charon_ends(lab: &mut Lab, site: &str, kill: bool) -> Result<Outcome> {
     lab.start_charon(site)?;
     traffic.wait("after charon's restart", CONVERGENCE)?;
     let took = started.elapsed();
+    wait_until("the same SAs at both ends", CONVERGENCE, || {
+        observe::sas_agree(&lab.world)
+    })?;
+    let settled = started.elapsed();
+    traffic.wait("with the new SAs", CONVERGENCE)?;
     let reports = traffic.finish()?;
     let leaked = lab.capture.counts().since(&before).plaintext;
     let how = if kill { "kill" } else { "stop" };
     lab.figures
-        .seconds(format!("recovery_seconds_charon_{how}_{site}"), took);
+        .seconds(format!("recovery_seconds_charon_{how}_{site}"), settled);
     let meanwhile = if flowed == 0 {
         "traffic stopped"
     } else {
@@ -178,8 +186,9 @@ fn charon_ends(lab: &mut Lab, site: &str, kill: bool) -> Result<Outcome> {
     Ok(judge(
         leaked == 0 && (kill || flowed == 0),
         format!(
-            "{meanwhile}; flows {:.1} s after the start; {leaked} plaintext; {}",
+            "{meanwhile}; flows {:.1} s after the start, all in order after {:.1} s; {leaked} plaintext; {}",
             took.as_secs_f64(),
+            settled.as_secs_f64(),
             describe(&reports)
         ),
     ))
@@ -189,7 +198,7 @@ fn charon_ends(lab: &mut Lab, site: &str, kill: bool) -> Result<Outcome> {
 /// set down instead.
 fn device_gone(lab: &mut Lab) -> Result<Outcome> {
     let before = lab.capture.counts();
-    let traffic = Traffic::start(lab)?;
+    let traffic = Traffic::start(lab, SPARSE)?;
     let gone = Instant::now();
     let place = &lab.world.site("edge1")?.place;
     match lab.settings.tunnel {

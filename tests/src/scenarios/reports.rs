@@ -1,5 +1,6 @@
 //! What the product and the WAN show about it: the capture, the route map, SAs, metrics, memory.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -31,8 +32,12 @@ pub const CHECKS: &[Check] = &[
         run: metrics,
     },
     Check {
-        name: "memory of the agents",
-        run: memory,
+        name: "size of the agents: memory, program, maps",
+        run: size,
+    },
+    Check {
+        name: "what README.md says to ask is answered",
+        run: questions,
     },
 ];
 
@@ -42,8 +47,14 @@ pub const WAN: &[Check] = &[Check {
     run: wan,
 }];
 
-/// How much an agent on an edge may take.
+/// How much memory an agent on an edge may take, in KiB.
 const MEMORY_KIB: u64 = 16 * 1024;
+
+/// How large its program may be, in bytes.
+const PROGRAM_BYTES: u64 = 15 << 20;
+
+/// How much kernel memory its maps may take with some ten routes, in bytes.
+const MAPS_BYTES: u64 = 4 << 20;
 
 fn wan(lab: &mut Lab) -> Result<Outcome> {
     let seen = lab.capture.counts();
@@ -140,7 +151,7 @@ fn metrics(lab: &mut Lab) -> Result<Outcome> {
     ))
 }
 
-fn memory(lab: &mut Lab) -> Result<Outcome> {
+fn size(lab: &mut Lab) -> Result<Outcome> {
     let mut notes = Vec::new();
     let mut good = true;
     for numbers in &SITES {
@@ -149,7 +160,64 @@ fn memory(lab: &mut Lab) -> Result<Outcome> {
         notes.push(format!("{} {:.1}", numbers.name, kib as f64 / 1024.0));
         lab.figures.set(format!("agent_rss_kib_{}", numbers.name), kib);
     }
-    Ok(judge(good, format!("MiB resident: {}", notes.join(", "))))
+    let program = lab.settings.programs.join("fabedge-agent");
+    let program = fs::metadata(&program).with_context(|| format!("looking at {}", program.display()))?;
+    let maps = match lab.settings.fast_path {
+        Switch::On => observe::map_bytes(&lab.world.site("edge1")?.place)?,
+        Switch::Off => None,
+    };
+    good &= program.len() <= PROGRAM_BYTES && maps.is_none_or(|bytes| bytes <= MAPS_BYTES);
+    lab.figures.set("agent_program_bytes", program.len());
+    lab.figures.set("agent_map_bytes", maps);
+    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+    Ok(judge(
+        good,
+        format!(
+            "MiB resident: {}; program {}, maps {}",
+            notes.join(", "),
+            mib(program.len()),
+            maps.map_or("not told".to_owned(), mib)
+        ),
+    ))
+}
+
+/// Every command under "Looking inside", on edge1.
+fn questions(lab: &mut Lab) -> Result<Outcome> {
+    let path = lab.settings.programs.join("README.md");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let commands = questions_of(&text);
+    let (mut asked, mut bad) = (0, Vec::new());
+    for command in &commands {
+        let fast_path = command.contains("bpftool") || command.contains("routes");
+        if fast_path && lab.settings.fast_path == Switch::Off
+            || command.contains("xfrm") && lab.settings.tunnel == Tunnel::Libipsec
+        {
+            continue;
+        }
+        let place = &lab.world.site("edge1")?.place;
+        let answer = place.output(&["sh", "-c", command], Duration::from_secs(30))?;
+        asked += 1;
+        if !answer.ok() || answer.stdout.trim().is_empty() {
+            bad.push(format!("{command}: {}", answer.text()));
+        }
+    }
+    Ok(judge(
+        bad.is_empty() && asked > 5,
+        format!("{asked} commands; {}", bad.join("; ")),
+    ))
+}
+
+/// What stands in backticks in the second column of the table under "Looking inside", but for options.
+fn questions_of(readme: &str) -> Vec<String> {
+    readme
+        .split("\n## ")
+        .filter(|section| section.starts_with("Looking inside"))
+        .flat_map(str::lines)
+        .filter_map(|row| row.strip_prefix('|')?.split('|').nth(1))
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .filter(|command| !command.starts_with('-'))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// After everything else, and a minute after the last fault: kernel states and policies are those that charon knows.

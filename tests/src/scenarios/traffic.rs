@@ -45,11 +45,12 @@ pub const CHECKS: &[Check] = &[
     },
     Check {
         name: "TCP in bulk, edge to connector",
-        run: |lab| bulk(lab, "cloud-a"),
+        run: |lab| bulk(lab, "cloud-a", lab.settings.bulk_mib),
     },
     Check {
         name: "TCP in bulk, edge to edge",
-        run: |lab| bulk(lab, "edge2-a"),
+        // Enough to see that it flows: the way differs from the other by a NAT.
+        run: |lab| bulk(lab, "edge2-a", lab.settings.bulk_mib / 10),
     },
     Check {
         name: "no path MTU discovery is needed with our MTU",
@@ -136,16 +137,13 @@ fn datagrams(lab: &mut Lab, size: usize) -> Result<Outcome> {
     ))
 }
 
-fn bulk(lab: &mut Lab, other: &str) -> Result<Outcome> {
+fn bulk(lab: &mut Lab, other: &str, mib: u64) -> Result<Outcome> {
     let (a, b) = pair(lab, ("edge1-a", other))?;
-    let bytes = lab.settings.bulk_mib << 20;
+    let bytes = mib << 20;
     let to = SocketAddr::new(b.v4.into(), PORT);
     let up = tcp::upload(&a.place, to, bytes)? * 8.0 / 1e6;
     let down = tcp::download(&a.place, to, bytes)? * 8.0 / 1e6;
-    let note = format!(
-        "{} MiB each way, {up:.0} and {down:.0} Mbit/s",
-        lab.settings.bulk_mib
-    );
+    let note = format!("{mib} MiB each way, {up:.0} and {down:.0} Mbit/s");
     lab.figures.set(format!("tcp_mbit_up_{other}"), up.round());
     lab.figures.set(format!("tcp_mbit_down_{other}"), down.round());
     Ok(Outcome::Passed(note))

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, pivot_root, 
 
 use super::mailbox::Order;
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/host";
 const MAILBOX: &str = "/box";
 /// How often PID 1 looks for ended programs, and, when none runs, for new jobs.
 const TICK: Duration = Duration::from_millis(20);
