@@ -15,6 +15,10 @@ use crate::place::Place;
 /// How long datagrams may still be under way after the last was sent.
 const GRACE: Duration = Duration::from_millis(700);
 
+/// Bytes that may wait for the receiver: seconds' worth, so that a machine that is busy elsewhere loses nothing here
+/// and only the network's losses count.
+const QUEUE: usize = 16 << 20;
+
 /// A running stream.
 #[derive(Debug)]
 pub struct Stream {
@@ -62,6 +66,7 @@ impl Stream {
                 };
                 let socket = UdpSocket::bind((any, 0))?;
                 socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+                rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, QUEUE)?;
                 Ok(socket)
             })?
             .with_context(|| format!("receiving a stream in {}", to.name))?;
