@@ -19,9 +19,10 @@ use clap::ValueEnum;
 
 use crate::interrupt::Interrupt;
 use crate::places::Places;
+use crate::process::Process;
 use crate::progress::tail;
 use crate::setup::kernels::Version;
-use state::{Process, State};
+use state::State;
 
 /// Which kernel a machine runs on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]

@@ -9,6 +9,7 @@ mod lab;
 mod lint;
 mod machine;
 mod places;
+mod process;
 mod progress;
 mod rules;
 mod setup;

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::vm;
+use crate::process::Process;
 
 /// What another process must know of a running machine.
 #[derive(Debug, Deserialize, Serialize)]
@@ -20,50 +20,6 @@ pub struct State {
     pub keep: bool,
     /// Its processes on this machine; when one ends, the machine has ended.
     pub processes: Vec<Process>,
-}
-
-/// A process, told apart from a later one with the same number.
-#[derive(Debug, Deserialize, Serialize)]
-pub struct Process {
-    /// Its number.
-    pub id: u32,
-    /// When it started, in clock ticks since boot.
-    started: u64,
-}
-
-impl Process {
-    /// A process that lives now.
-    pub fn of(id: u32) -> Result<Process> {
-        let started = started(id).with_context(|| format!("process {id} of the machine ended at once"))?;
-        Ok(Process { id, started })
-    }
-
-    /// Whether it still runs.
-    pub fn lives(&self) -> bool {
-        started(self.id) == Some(self.started)
-    }
-
-    /// Ends it; nothing happens to another process that has its number now.
-    pub fn kill(&self) {
-        if self.lives()
-            && let Some(pid) = i32::try_from(self.id).ok().and_then(Pid::from_raw)
-        {
-            // It may have ended by itself between the check and here.
-            kill_process(pid, Signal::KILL).unwrap_or_default();
-        }
-    }
-}
-
-/// The start time of a process that runs; a zombie has ended.
-fn started(id: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name in parentheses may hold anything; the state is the first field after it, the start time the 20th.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split_whitespace();
-    if fields.next() == Some("Z") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
 }
 
 impl State {
@@ -148,29 +104,4 @@ pub fn folders(machines: &Path) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     folders.sort();
     folders
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_lives_until_it_is_killed() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let process = Process::of(child.id()).unwrap();
-        assert!(process.lives());
-        let successor = Process {
-            id: process.id,
-            started: process.started + 1,
-        };
-        assert!(!successor.lives());
-        successor.kill();
-        assert!(
-            process.lives(),
-            "another process with the same number must survive"
-        );
-        process.kill();
-        child.wait().unwrap();
-        assert!(!process.lives());
-    }
 }
