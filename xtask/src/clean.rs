@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use crate::machine;
 use crate::places::Places;
+use crate::{k8s, machine};
 
 /// Removes all that setup and machines made; packages of the system stay installed.
 pub fn clean(places: &Places) -> Result<()> {
@@ -13,6 +13,7 @@ pub fn clean(places: &Places) -> Result<()> {
     }
     let _lock = places.lock()?;
     machine::end_all(places)?;
+    k8s::end(places)?;
     std::fs::remove_dir_all(&places.cache)
         .with_context(|| format!("removing the cache folder {}", places.cache.display()))?;
     eprintln!("removed {}", places.cache.display());

@@ -4,6 +4,7 @@ mod build;
 mod clean;
 mod docs;
 mod interrupt;
+mod k8s;
 mod kept;
 mod lab;
 mod lint;
@@ -55,11 +56,14 @@ enum Task {
     /// The same world to poke at
     #[command(subcommand)]
     Lab(lab::Lab),
+    /// A real Kubernetes control plane on this machine: etcd, API server, controllers, scheduler
+    #[command(subcommand)]
+    K8s(k8s::K8s),
     /// Run the suites: unit tests, programs and netlink on this kernel, the lab on three, the documents
     Test(test::Arguments),
     /// Check formatting, clippy and the rules of the repository
     Lint,
-    /// Remove the cache folder and end machines that were kept
+    /// Remove the cache folder, and end machines that were kept and the control plane
     Clean,
     /// PID 1 of a machine
     #[command(hide = true, subcommand)]
@@ -120,6 +124,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             )?));
         }
         Task::Lab(task) => return Ok(exit_code(lab::lab(&places()?, &task, &Interrupt::watch()?)?)),
+        Task::K8s(task) => k8s::k8s(&places()?, &task, &Interrupt::watch()?)?,
         Task::Test(arguments) => {
             if !test::test(&places()?, &arguments, &Interrupt::watch()?)? {
                 return Ok(ExitCode::FAILURE);

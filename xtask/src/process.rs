@@ -34,6 +34,13 @@ impl Process {
             kill_process(pid, Signal::KILL).unwrap_or_default();
         }
     }
+
+    /// The memory that it occupies, in KiB.
+    pub fn memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    }
 }
 
 /// The start time of a process that runs. A zombie has ended, unless it is but the first thread that has: the others
@@ -65,6 +72,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process = Process::of(child.id()).unwrap();
         assert!(process.lives());
+        assert!(process.memory().unwrap() > 0);
         let successor = Process {
             id: process.id,
             started: process.started + 1,
@@ -78,6 +86,7 @@ mod tests {
         process.kill();
         child.wait().unwrap();
         assert!(!process.lives());
+        assert_eq!(process.memory(), None);
     }
 
     #[test]

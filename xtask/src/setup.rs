@@ -3,6 +3,7 @@
 pub mod apt;
 mod cpio;
 pub mod kernels;
+pub mod kubernetes;
 pub mod linker;
 pub mod root;
 mod sources;
@@ -36,6 +37,23 @@ pub fn ensure(places: &Places) -> Result<()> {
     }
     eprintln!("setup: done in {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// The same for what only Kubernetes needs: nobody else is to wait for it.
+pub fn ensure_kubernetes(places: &Places) -> Result<()> {
+    if kubernetes::folder(places).exists() {
+        return Ok(());
+    }
+    check_system()?;
+    let _lock = places.lock()?;
+    eprintln!(
+        "setup: building Kubernetes, once, into {} (log: {})",
+        kubernetes::folder(places).display(),
+        places.log("setup-kubernetes").display()
+    );
+    let log = Log::at(places.log("setup-kubernetes"))?;
+    apt::install(kubernetes::PACKAGES, &log)?;
+    kubernetes::ensure(places, &log)
 }
 
 fn complete(places: &Places) -> Result<bool> {

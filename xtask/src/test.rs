@@ -17,7 +17,7 @@ use crate::places::Places;
 use crate::progress::output;
 use crate::tally::{Counts, Tally};
 use crate::toolchain::cargo;
-use crate::{build, docs, kept, rules, setup};
+use crate::{build, docs, k8s, kept, rules, setup};
 
 /// The suites.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -31,6 +31,9 @@ enum Suite {
     Lab,
     /// The rules of the repository and the commands and links in its documents
     Docs,
+    /// A real Kubernetes control plane, from `k8s up` to `k8s down`; only when it is asked for by name, for the first
+    /// run builds Kubernetes
+    K8s,
 }
 
 impl Suite {
@@ -40,6 +43,15 @@ impl Suite {
             Suite::Bpf => "bpf",
             Suite::Lab => "lab",
             Suite::Docs => "docs",
+            Suite::K8s => "k8s",
+        }
+    }
+
+    /// Whether it runs what `cargo xtask build` makes.
+    fn needs_programs(&self) -> bool {
+        match self {
+            Suite::Unit | Suite::Bpf | Suite::Lab => true,
+            Suite::Docs | Suite::K8s => false,
         }
     }
 }
@@ -63,14 +75,14 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
     let started = Instant::now();
     let mut sum = Counts::default();
     let mut lines = Vec::new();
-    let chosen = |suite: &Suite| arguments.only.is_empty() || arguments.only.contains(suite);
     // The quickest to fail comes first.
-    let suites: Vec<Suite> = [Suite::Docs, Suite::Unit, Suite::Bpf, Suite::Lab]
-        .into_iter()
-        .filter(chosen)
-        .collect();
+    let mut suites = vec![Suite::Docs, Suite::Unit, Suite::Bpf, Suite::Lab];
+    if !arguments.only.is_empty() {
+        suites.push(Suite::K8s);
+        suites.retain(|suite| arguments.only.contains(suite));
+    }
 
-    if suites.iter().any(|suite| *suite != Suite::Docs) {
+    if suites.iter().any(Suite::needs_programs) {
         let began = Instant::now();
         setup::ensure(places)?;
         build::all(places)?;
@@ -85,6 +97,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
                 .and_then(|programs| in_machine(places, Kernel::Host, &programs, None, "bpf", interrupt)),
             Suite::Lab => lab(places, arguments, interrupt),
             Suite::Docs => checks(places),
+            Suite::K8s => k8s::check::check(places, interrupt),
         };
         interrupt.check()?;
         let counts = run.unwrap_or_else(|problem| {

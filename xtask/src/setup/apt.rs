@@ -135,7 +135,8 @@ pub fn unpack(package: &Path, folder: &Path, log: &Log) -> Result<()> {
     log.run(Command::new("dpkg").arg("-x").arg(package).arg(folder))
 }
 
-fn apt_get() -> Command {
+/// `apt-get` with what every one of our calls needs.
+pub fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command
         .env("DEBIAN_FRONTEND", "noninteractive")

@@ -18,12 +18,21 @@ pub struct Source {
 impl Source {
     /// As a line for `sources.list`; `main` alone has all that we need.
     pub fn line(&self) -> String {
+        self.line_of("deb")
+    }
+
+    /// The same mirror's source packages.
+    pub fn source_line(&self) -> String {
+        self.line_of("deb-src")
+    }
+
+    fn line_of(&self, kind: &str) -> String {
         let options = if self.options.is_empty() {
             String::new()
         } else {
             format!("{} ", self.options)
         };
-        format!("deb {options}{} {} main", self.uri, self.suite)
+        format!("{kind} {options}{} {} main", self.uri, self.suite)
     }
 }
 
@@ -152,6 +161,10 @@ mod tests {
                 "deb http://mirror.example/debian bookworm main",
                 "deb http://mirror.example/debian bookworm-updates main"
             ]
+        );
+        assert_eq!(
+            parse_stanzas(text)[0].source_line(),
+            "deb-src http://mirror.example/debian bookworm main"
         );
     }
 

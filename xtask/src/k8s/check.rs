@@ -1,0 +1,478 @@
+//! The control plane, tried as a user types its commands, and what happens when it does not come up.
+
+use std::collections::BTreeSet;
+use std::net::TcpStream;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::pki;
+use super::plane::{self, Plane};
+use super::programs::{Files, Ports, Seat};
+use super::state::State;
+use crate::interrupt::Interrupt;
+use crate::places::Places;
+use crate::progress::output;
+use crate::setup::{self, kubernetes};
+use crate::tally::Counts;
+
+/// A namespace, a node as its kubelet would report it, and a document in the namespace.
+const OBJECTS: &str = include_str!("check/objects.yaml");
+
+/// Admitted when its namespace has an account, placed when the node counts as ready.
+const POD: &str = include_str!("check/pod.yaml");
+
+/// What a mended server alone accepts: it decodes a CRD at all, and an empty string is a string.
+const CRD: &str = include_str!("check/crd.yaml");
+const LETTER: &str = include_str!("check/letter.yaml");
+
+/// What is asked of the control plane, each after `kubectl`, whether it works, and what is said.
+const QUESTIONS: [(&str, bool, &str); 10] = [
+    ("get --raw /readyz", true, "ok"),
+    ("version -o json", true, "\"gitVersion\": \"v1.20.2\""),
+    ("apply -f OBJECTS", true, "configmap/letter created"),
+    (
+        "get node edge1 -o jsonpath={.spec.podCIDR}",
+        true,
+        "10.244.7.0/24",
+    ),
+    (
+        "-n probe get configmap letter -o jsonpath={.data.word}",
+        true,
+        "salt",
+    ),
+    // The authorization of a real cluster: nobody but the administrator may look into Secrets.
+    ("auth can-i list secrets", true, "yes"),
+    (
+        "auth can-i list secrets --as=system:serviceaccount:probe:default",
+        false,
+        "no",
+    ),
+    ("apply -f CRD", true, "created"),
+    (
+        "wait --for=condition=Established --timeout=30s -f CRD",
+        true,
+        "met",
+    ),
+    (
+        "get node edge1 -o jsonpath={.status.conditions[0].reason}",
+        true,
+        "Simulated",
+    ),
+];
+
+/// The same for what controllers and the scheduler must do first: repeated until it holds.
+const IN_TIME: [(&str, &str); 5] = [
+    ("-n probe get configmap kube-root-ca.crt", "kube-root-ca.crt"),
+    ("apply -f POD", "pod/guest"),
+    ("-n probe get pod guest -o jsonpath={.spec.nodeName}", "edge1"),
+    ("apply -f LETTER", "letter.probe.fabedge.io/first"),
+    (
+        "get letter first -o go-template={{printf/\"%q-%q\"/.spec.word/.spec.greeting}}",
+        "\"\"-\"\"",
+    ),
+];
+
+/// Where the control plane listens in a namespace of its own.
+const ADDRESS_THERE: &str = "192.0.2.1";
+
+/// Longer than kubectl waits for an answer.
+const QUESTION_PATIENCE: Duration = Duration::from_secs(15);
+
+const IN_TIME_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Brings a control plane up, uses it, takes it down, and looks for what is left of it.
+///
+/// # Errors
+/// When something cannot be tried at all.
+pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
+    setup::ensure_kubernetes(places)?;
+    let files = super::files(places);
+    if State::read(&files.folder)?.is_some_and(|state| state.lives()) {
+        bail!("a control plane is up: end it with `cargo xtask k8s down`, for this suite starts its own");
+    }
+    let folder = places.cache.join("k8s-check");
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let mut check = Check {
+        places,
+        interrupt,
+        files,
+        folder,
+        counts: Counts::default(),
+    };
+    let outcome = check.all();
+    // Whatever stopped us: nothing of ours stays.
+    super::end(places)?;
+    outcome?;
+    std::fs::remove_dir_all(&check.folder).with_context(|| format!("removing {}", check.folder.display()))?;
+    Ok(check.counts)
+}
+
+struct Check<'a> {
+    places: &'a Places,
+    interrupt: &'a Interrupt,
+    files: Files,
+    folder: PathBuf,
+    counts: Counts,
+}
+
+impl Check<'_> {
+    fn all(&mut self) -> Result<()> {
+        self.fails_to_start()?;
+        self.starts_in_a_namespace()?;
+        self.is_killed_while_starting()?;
+        self.type_xtask("status", false, "no control plane is up")?;
+        self.type_xtask(
+            "up",
+            true,
+            &format!("export KUBECONFIG={}", self.files.folder.display()),
+        )?;
+        let Some(state) = State::read(&self.files.folder)? else {
+            return Ok(());
+        };
+        self.type_xtask("up", false, "cargo xtask k8s down")?;
+        self.type_xtask("status", true, "kube-scheduler")?;
+        self.ask(&state)?;
+        self.establish_ours(&state)?;
+        // The last one started, on which nothing else depends.
+        if let Some(last) = state.programs.last() {
+            last.process.kill();
+            self.type_xtask("status", false, &format!("{} ended by itself", last.name))?;
+        }
+        self.type_xtask("down", true, "is down")?;
+        self.nothing_is_left("nothing of it is left", &state.url)?;
+        self.type_xtask("down", false, "no control plane is up")
+    }
+
+    /// An API server that ends at once: the error says where and what it wrote, and etcd does not stay.
+    fn fails_to_start(&mut self) -> Result<()> {
+        let programs = self.folder.join("programs");
+        std::fs::create_dir(&programs)?;
+        for name in ["etcd", "kubectl"] {
+            symlink(kubernetes::folder(self.places).join(name), programs.join(name))?;
+        }
+        let broken = programs.join("kube-apiserver");
+        std::fs::write(&broken, "#!/bin/sh\nsleep 1\necho 'no such luck' >&2\nexit 3\n")?;
+        std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755))?;
+        let files = Files {
+            folder: self.folder.join("plane"),
+            logs: self.folder.join("logs"),
+        };
+        let log = files.log("kube-apiserver");
+        println!("  an API server that is broken on purpose:");
+        let started = Plane::start(&programs, plane::on_loopback()?, files, self.interrupt);
+        let said = started.map_or_else(|problem| format!("{problem:#}"), |_| "it started".to_owned());
+        let complete = said.contains("no such luck") && said.contains(&*log.to_string_lossy());
+        self.tell(
+            "a server that ends is told with its log",
+            if complete { Ok(()) } else { Err(said) },
+        );
+        let left = running_in(&self.folder)?;
+        self.tell(
+            "what had started ends with it",
+            if left.is_empty() && !self.folder.join("plane").exists() {
+                Ok(())
+            } else {
+                Err(format!("{left:?}"))
+            },
+        );
+        Ok(())
+    }
+
+    /// In a network namespace, on the port of a real cluster, under the address that pods use.
+    fn starts_in_a_namespace(&mut self) -> Result<()> {
+        let namespace = Namespace::new(&format!("fabedge-k8s-{}", std::process::id()))?;
+        namespace.run("ip link set lo up")?;
+        for address in [ADDRESS_THERE.to_owned(), pki::API_SERVICE.to_string()] {
+            namespace.run(&format!("ip address add {address}/32 dev lo"))?;
+        }
+        let seat = Seat {
+            namespace: Some(namespace.file()),
+            address: ADDRESS_THERE.parse()?,
+            ports: Ports {
+                api: 443,
+                etcd: 2379,
+                etcd_peers: 2380,
+                controllers: 10257,
+                scheduler: 10259,
+            },
+        };
+        let files = Files {
+            folder: self.folder.join("elsewhere"),
+            logs: self.folder.join("logs"),
+        };
+        let plane = match Plane::start(&kubernetes::folder(self.places), seat, files, self.interrupt) {
+            Ok(plane) => plane,
+            Err(problem) => {
+                self.tell("starts in a network namespace", Err(format!("{problem:#}")));
+                return Ok(());
+            }
+        };
+        let service = format!("https://{}", pki::API_SERVICE);
+        let (worked, said) = outcome(&mut plane.kubectl(&[
+            "--server",
+            &service,
+            "get",
+            "endpoints",
+            "kubernetes",
+            "--output=jsonpath={.subsets[0].addresses[0].ip}",
+        ]))?;
+        self.tell(
+            "starts in a network namespace",
+            if worked && said == ADDRESS_THERE {
+                Ok(())
+            } else {
+                Err(said)
+            },
+        );
+        drop(plane);
+        let left = running_in(&self.folder)?;
+        self.tell(
+            "ends when its value goes",
+            if left.is_empty() {
+                Ok(())
+            } else {
+                Err(left.join("\n"))
+            },
+        );
+        Ok(())
+    }
+
+    /// `up` has no chance to clean up: `down` does it.
+    fn is_killed_while_starting(&mut self) -> Result<()> {
+        let mut up = self
+            .xtask("up")?
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let started = Instant::now();
+        let state = loop {
+            match State::read(&self.files.folder)? {
+                Some(state) if state.programs.len() > 1 => break Some(state),
+                _ if started.elapsed() > IN_TIME_PATIENCE => break None,
+                _ => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        up.kill()?;
+        up.wait()?;
+        let Some(state) = state else {
+            self.tell(
+                "k8s up, killed",
+                Err(format!("nothing was started within {IN_TIME_PATIENCE:?}")),
+            );
+            return Ok(());
+        };
+        self.type_xtask("status", false, "the command that started it was killed")?;
+        self.type_xtask("down", true, "is down")?;
+        self.nothing_is_left("nothing is left of one whose start was killed", &state.url)
+    }
+
+    fn ask(&mut self, state: &State) -> Result<()> {
+        for (name, text) in [
+            ("OBJECTS", OBJECTS),
+            ("POD", POD),
+            ("CRD", CRD),
+            ("LETTER", LETTER),
+        ] {
+            std::fs::write(self.folder.join(name), text)?;
+        }
+        for (line, works, says) in QUESTIONS {
+            let (worked, said) = self.kubectl(state, line)?;
+            let good = worked == works && said.contains(says);
+            self.tell(&format!("kubectl {line}"), if good { Ok(()) } else { Err(said) });
+        }
+        for (line, says) in IN_TIME {
+            let started = Instant::now();
+            let outcome = loop {
+                let (worked, said) = self.kubectl(state, line)?;
+                if worked && said.contains(says) {
+                    break Ok(());
+                }
+                if started.elapsed() > IN_TIME_PATIENCE {
+                    break Err(said);
+                }
+                self.interrupt.check()?;
+                std::thread::sleep(Duration::from_millis(100));
+            };
+            self.tell(&format!("kubectl {line}"), outcome);
+        }
+        Ok(())
+    }
+
+    /// The CRDs of the chart, when there is one.
+    fn establish_ours(&mut self, state: &State) -> Result<()> {
+        let folder = self.places.repo.join("charts/fabedge/crds");
+        let mut files = BTreeSet::new();
+        if folder.exists() {
+            for entry in std::fs::read_dir(&folder)? {
+                files.insert(entry?.path());
+            }
+        }
+        for file in files {
+            let file = file.to_string_lossy();
+            for line in [
+                format!("apply -f {file}"),
+                format!("wait --for=condition=Established --timeout=30s -f {file}"),
+            ] {
+                let (worked, said) = self.kubectl(state, &line)?;
+                self.tell(
+                    &format!("kubectl {line}"),
+                    if worked { Ok(()) } else { Err(said) },
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// No process has a file of the folder on its command line, the port is closed, the folder is gone.
+    fn nothing_is_left(&mut self, name: &str, url: &str) -> Result<()> {
+        let folder = &self.files.folder;
+        let address = url
+            .strip_prefix("https://")
+            .context("a URL without https")?
+            .parse()?;
+        // A question that was on its way when its asker was killed ends by itself.
+        let started = Instant::now();
+        let left = loop {
+            let mut left = running_in(folder)?;
+            if folder.exists() {
+                left.push(folder.display().to_string());
+            }
+            if TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok() {
+                left.push(url.to_owned());
+            }
+            if left.is_empty() || started.elapsed() > QUESTION_PATIENCE {
+                break left;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        self.tell(
+            name,
+            if left.is_empty() {
+                Ok(())
+            } else {
+                Err(left.join("\n"))
+            },
+        );
+        Ok(())
+    }
+
+    fn xtask(&self, subcommand: &str) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+        command
+            .arg("--cache")
+            .arg(&self.places.cache)
+            .args(["k8s", subcommand])
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    fn type_xtask(&mut self, subcommand: &str, works: bool, says: &str) -> Result<()> {
+        self.interrupt.check()?;
+        let (worked, said) = outcome(&mut self.xtask(subcommand)?)?;
+        let good = worked == works && said.contains(says);
+        self.tell(
+            &format!("cargo xtask k8s {subcommand}"),
+            if good { Ok(()) } else { Err(said) },
+        );
+        Ok(())
+    }
+
+    /// What a user's kubectl says to a line; upper-case words are files of this check, slashes in a template blanks.
+    fn kubectl(&self, state: &State, line: &str) -> Result<(bool, String)> {
+        let mut command = Command::new(&state.kubectl);
+        command
+            .env("KUBECONFIG", &state.kubeconfig)
+            // What it learns of this server is of no use to the user's own kubectl.
+            .arg("--cache-dir")
+            .arg(self.folder.join("kubectl"))
+            .arg("--request-timeout=60s");
+        for word in line.split(' ') {
+            match word {
+                "OBJECTS" | "POD" | "CRD" | "LETTER" => command.arg(self.folder.join(word)),
+                template if template.contains("{{") => command.arg(template.replace('/', " ")),
+                word => command.arg(word),
+            };
+        }
+        outcome(&mut command)
+    }
+
+    fn tell(&mut self, name: &str, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => {
+                println!("  {name} ... ok");
+                self.counts.passed += 1;
+            }
+            Err(said) => {
+                println!("  {name} ... FAILED\n    {}", said.trim().replace('\n', "\n    "));
+                self.counts.failed += 1;
+            }
+        }
+    }
+}
+
+/// A network namespace that goes when this value goes.
+struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    fn new(name: &str) -> Result<Namespace> {
+        output(Command::new("ip").args(["netns", "add", name]))?;
+        Ok(Namespace {
+            name: name.to_owned(),
+        })
+    }
+
+    fn file(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    fn run(&self, line: &str) -> Result<()> {
+        output(
+            Command::new("ip")
+                .args(["netns", "exec", &self.name])
+                .args(line.split(' ')),
+        )
+        .map(|_| ())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if let Err(problem) = output(Command::new("ip").args(["netns", "delete", &self.name])) {
+            eprintln!("warning: {problem:#}");
+        }
+    }
+}
+
+/// Whether a command worked, and all that it said.
+fn outcome(command: &mut Command) -> Result<(bool, String)> {
+    let done = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {}", command.get_program().display()))?;
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    Ok((done.status.success(), said))
+}
+
+/// The command lines of processes that name a file in a folder.
+fn running_in(folder: &Path) -> Result<Vec<String>> {
+    let inside = format!("{}/", folder.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").context("listing processes")? {
+        // A process may end while we look.
+        let line = std::fs::read(entry?.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(&inside) {
+            found.push(line);
+        }
+    }
+    Ok(found)
+}
