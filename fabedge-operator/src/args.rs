@@ -36,6 +36,19 @@ pub enum Command {
     /// warnings, a community member that does not exist yet, say); 1: errors, named one per line; 2: the
     /// folder cannot be read, or wrong usage.
     Render(Render),
+    /// Print the custom resource definitions of Community and Cluster.
+    ///
+    /// The chart ships the same. Use this to bring them up to date, which `helm upgrade` does not do:
+    /// `fabedge-operator crds | kubectl apply --server-side -f -`.
+    Crds(Crds),
+}
+
+/// Arguments of `crds`.
+#[derive(Args, Debug)]
+pub struct Crds {
+    /// Write each to a file of its own in this folder instead.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// Arguments of `standalone`.

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod args;
+pub mod crds;
 pub mod finding;
 pub mod observe;
 pub mod pki;

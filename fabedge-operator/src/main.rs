@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use fabedge_operator::args::{Cli, Command};
 use fabedge_operator::finding::Severity;
-use fabedge_operator::standalone;
+use fabedge_operator::{crds, standalone};
 use time::OffsetDateTime;
 
 /// Wrong usage, or nothing could be done at all; as clap has it.
@@ -34,6 +34,17 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(exit_code(
                 rendered.findings.iter().any(|f| f.severity == Severity::Error),
             ))
+        }
+        Command::Crds(args) => {
+            if let Some(folder) = &args.out {
+                crds::write(folder)?;
+            } else {
+                let mut out = std::io::stdout().lock();
+                for definition in crds::definitions()? {
+                    write!(out, "---\n{}", definition.yaml)?;
+                }
+            }
+            Ok(ExitCode::SUCCESS)
         }
         Command::Standalone(args) => {
             tracing_subscriber::fmt()

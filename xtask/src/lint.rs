@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: formatting, clippy, and the rules that only this repository has.
+//! `cargo xtask lint`: formatting, clippy, the rules that only this repository has, and its generated files.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::places::Places;
 use crate::progress::{attached, step};
 use crate::toolchain::{Bpf, cargo};
-use crate::{build, rules, setup};
+use crate::{build, generate, rules, setup};
 
 /// Checks everything; the error of the first thing that is wrong.
 pub fn lint(places: &Places) -> Result<()> {
@@ -56,5 +56,6 @@ pub fn lint(places: &Places) -> Result<()> {
             .args(["--quiet", "--release", "--target-dir"])
             .arg(places.target.join("ebpf"));
         attached(clippy.args(["--", "-Dwarnings"]).current_dir(&ebpf))
-    })
+    })?;
+    generate::generate(places, true)
 }

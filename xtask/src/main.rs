@@ -3,6 +3,7 @@
 mod build;
 mod clean;
 mod docs;
+mod generate;
 mod interrupt;
 mod k8s;
 mod kept;
@@ -61,7 +62,13 @@ enum Task {
     K8s(k8s::K8s),
     /// Run the suites: unit tests, programs and netlink on this kernel, the lab on three, the documents
     Test(test::Arguments),
-    /// Check formatting, clippy and the rules of the repository
+    /// Make the files of the repository that come from its code: the chart's custom resource definitions
+    Generate {
+        /// Only say whether they are up to date
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check formatting, clippy, the rules of the repository and its generated files
     Lint,
     /// Remove the cache folder, and end machines that were kept and the control plane
     Clean,
@@ -130,6 +137,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Task::Generate { check } => generate::generate(&places()?, check)?,
         Task::Lint => lint::lint(&places()?)?,
         Task::Clean => clean::clean(&places()?)?,
         Task::Guest(Guest::Vm) => machine::guest::vm()?,

@@ -81,9 +81,9 @@ pub fn node(node: &core::Node) -> Result<Node, Vec<Fault>> {
 ///
 /// # Errors
 /// Members that are not of the form `<cluster>.<node>`.
-pub fn community(community: &api::Community) -> Result<Community, Vec<Fault>> {
+pub fn community(spec: &api::CommunitySpec) -> Result<Community, Vec<Fault>> {
     let mut faults = Vec::new();
-    for (i, member) in community.spec.members.iter().enumerate() {
+    for (i, member) in spec.members.iter().enumerate() {
         if !member
             .split_once('.')
             .is_some_and(|(cluster, node)| is_label(cluster) && is_name(node))
@@ -96,7 +96,7 @@ pub fn community(community: &api::Community) -> Result<Community, Vec<Fault>> {
     }
     done(
         Community {
-            members: community.spec.members.clone(),
+            members: spec.members.clone(),
         },
         faults,
     )
@@ -107,16 +107,16 @@ pub fn community(community: &api::Community) -> Result<Community, Vec<Fault>> {
 ///
 /// # Errors
 /// Every field that cannot be read or is not the cluster's to say.
-pub fn cluster(name: &str, cluster: &api::Cluster) -> Result<Cluster, Vec<Fault>> {
+pub fn cluster(name: &str, spec: &api::ClusterSpec) -> Result<Cluster, Vec<Fault>> {
     let mut faults = Vec::new();
     if !is_label(name) {
         faults.push(Fault::new("metadata.name", "is not one DNS label"));
     }
     // Checked though not used here: its endpoints say it in more detail.
-    prefixes("spec.cidrs", &cluster.spec.cidrs, &mut faults);
+    prefixes("spec.cidrs", &spec.cidrs, &mut faults);
     let spellings = [
-        ("spec.endpoints", &cluster.spec.endpoints),
-        ("spec.endPoints", &cluster.spec.end_points),
+        ("spec.endpoints", &spec.endpoints),
+        ("spec.endPoints", &spec.end_points),
     ];
     if spellings.iter().all(|(_, list)| !list.is_empty()) {
         faults.push(Fault::new(

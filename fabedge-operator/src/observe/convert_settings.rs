@@ -12,13 +12,47 @@ use crate::snapshot::{CniType, LabelMatch, Pool, Settings};
 const EDGE_LABEL: &str = "node-role.kubernetes.io/edge";
 const CONNECTOR_LABEL: &str = "node-role.kubernetes.io/connector";
 
-/// Reads the settings.
+/// Reads the settings of a folder of manifests, where there is no API to ask and no other cluster to register with.
+///
+/// # Errors
+/// Those of [`settings`], and every field that only a cluster's operator has a use for.
+pub fn of_folder(spec: &api::SettingsSpec) -> Result<Settings, Vec<Fault>> {
+    let mut faults = Vec::new();
+    if spec.role.as_deref() == Some("member") {
+        faults.push(Fault::new(
+            "spec.role",
+            "a member cluster registers with a host operator, which a folder of manifests cannot: use host",
+        ));
+    }
+    for (field, given) in [
+        ("spec.apiListen", spec.api_listen.is_some()),
+        ("spec.operatorAPIServer", spec.operator_api_server.is_some()),
+        ("spec.initTokenFile", spec.init_token_file.is_some()),
+        ("spec.operatorCAHash", spec.operator_ca_hash.is_some()),
+        ("spec.autoKeepIPPools", spec.auto_keep_ip_pools.is_some()),
+    ] {
+        if given {
+            faults.push(Fault::new(
+                field,
+                "is for the operator of a cluster; a folder of manifests has no use for it: remove it",
+            ));
+        }
+    }
+    match settings(spec) {
+        Ok(settings) => done(settings, faults),
+        Err(more) => {
+            faults.extend(more);
+            Err(faults)
+        }
+    }
+}
+
+/// Reads the settings, once what an API can tell has been filled in.
 ///
 /// # Errors
 /// Every field that cannot be read, contradicts another, or asks for what this version does not have.
-pub fn settings(object: &api::Settings) -> Result<Settings, Vec<Fault>> {
+pub fn settings(spec: &api::SettingsSpec) -> Result<Settings, Vec<Fault>> {
     let mut faults = Vec::new();
-    let spec = &object.spec;
     if !is_label(&spec.name) {
         faults.push(Fault::new(
             "spec.name",
@@ -29,12 +63,11 @@ pub fn settings(object: &api::Settings) -> Result<Settings, Vec<Fault>> {
         ));
     }
     match spec.role.as_deref() {
-        None | Some("host") => {}
-        Some("member") => faults.push(Fault::new(
+        None | Some("host" | "member") => {}
+        Some(other) => faults.push(Fault::new(
             "spec.role",
-            "a member cluster registers with a host operator, which a folder of manifests cannot: use host",
+            format!("{other:?} is neither host nor member"),
         )),
-        Some(other) => faults.push(Fault::new("spec.role", format!("{other:?} is not host"))),
     }
     if spec.connector_as_mediator == Some(true) {
         faults.push(Fault::new(
@@ -146,8 +179,8 @@ pub fn settings(object: &api::Settings) -> Result<Settings, Vec<Fault>> {
 
 /// The CNI type, and what must and must not be given with it.
 fn cni(spec: &api::SettingsSpec, faults: &mut Vec<Fault>) -> Option<CniType> {
-    match spec.cni_type.as_str() {
-        "flannel" => {
+    match spec.cni_type.as_deref() {
+        Some("flannel") => {
             if spec.edge_pod_cidr.is_some() || spec.edge_pod_cidr6.is_some() {
                 faults.push(Fault::new(
                     "spec.edgePodCIDR",
@@ -156,7 +189,7 @@ fn cni(spec: &api::SettingsSpec, faults: &mut Vec<Fault>) -> Option<CniType> {
             }
             Some(CniType::Flannel)
         }
-        "calico" => {
+        Some("calico") => {
             if spec.edge_pod_cidr.is_none() && spec.edge_pod_cidr6.is_none() {
                 faults.push(Fault::new(
                     "spec.edgePodCIDR",
@@ -171,11 +204,15 @@ fn cni(spec: &api::SettingsSpec, faults: &mut Vec<Fault>) -> Option<CniType> {
             }
             Some(CniType::Calico)
         }
-        other => {
+        Some(other) => {
             faults.push(Fault::new(
                 "spec.cniType",
                 format!("{other:?} is neither flannel nor calico"),
             ));
+            None
+        }
+        None => {
+            faults.push(Fault::new("spec.cniType", "is missing: write flannel or calico"));
             None
         }
     }

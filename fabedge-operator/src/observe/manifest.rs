@@ -218,14 +218,15 @@ fn object<S: Source>(file: &str, line: u64, meta: &TypeMeta, source: impl FnOnce
     let source = source(());
     let converted = match kind {
         Kind::Node => read(source, |o: &core::Node| convert::node(o).map(Object::Node)),
-        Kind::Community => read(source, |o: &api::Community| {
-            convert::community(o).map(Object::Community)
+        Kind::Community => read(source, |o: &api::Manifest<api::CommunitySpec>| {
+            convert::community(&o.spec).map(Object::Community)
         }),
-        Kind::Cluster => read(source, |o: &api::Cluster| {
-            convert::cluster(&key.name, o).map(Object::Cluster)
+        // Without a spec when it has just been made to get a token.
+        Kind::Cluster => read(source, |o: &api::Manifest<Option<api::ClusterSpec>>| {
+            convert::cluster(&key.name, &o.spec.clone().unwrap_or_default()).map(Object::Cluster)
         }),
         Kind::Settings => read(source, |o: &api::Settings| {
-            convert_settings::settings(o).map(Object::Settings)
+            convert_settings::of_folder(&o.spec).map(Object::Settings)
         }),
     };
     match converted {
