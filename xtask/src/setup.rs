@@ -2,6 +2,7 @@
 
 pub mod apt;
 mod cpio;
+pub mod helm;
 pub mod kernels;
 pub mod kubernetes;
 pub mod linker;

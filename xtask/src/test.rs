@@ -34,6 +34,8 @@ enum Suite {
     /// A real Kubernetes control plane, from `k8s up` to `k8s down`; only when it is asked for by name, for the first
     /// run builds Kubernetes
     K8s,
+    /// The Helm chart, rendered by Helm's engine; not run by default, since it fetches a Python package
+    Chart,
 }
 
 impl Suite {
@@ -44,6 +46,7 @@ impl Suite {
             Suite::Lab => "lab",
             Suite::Docs => "docs",
             Suite::K8s => "k8s",
+            Suite::Chart => "chart",
         }
     }
 
@@ -51,7 +54,7 @@ impl Suite {
     fn needs_programs(&self) -> bool {
         match self {
             Suite::Unit | Suite::Bpf | Suite::Lab => true,
-            Suite::Docs | Suite::K8s => false,
+            Suite::Docs | Suite::K8s | Suite::Chart => false,
         }
     }
 }
@@ -76,11 +79,21 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
     let mut sum = Counts::default();
     let mut lines = Vec::new();
     // The quickest to fail comes first.
-    let mut suites = vec![Suite::Docs, Suite::Unit, Suite::Bpf, Suite::Lab];
-    if !arguments.only.is_empty() {
-        suites.push(Suite::K8s);
-        suites.retain(|suite| arguments.only.contains(suite));
-    }
+    let by_default = [Suite::Docs, Suite::Unit, Suite::Bpf, Suite::Lab];
+    let suites: Vec<Suite> = [
+        Suite::Docs,
+        Suite::Chart,
+        Suite::Unit,
+        Suite::Bpf,
+        Suite::Lab,
+        Suite::K8s,
+    ]
+    .into_iter()
+    .filter(|suite| match arguments.only.as_slice() {
+        [] => by_default.contains(suite),
+        only => only.contains(suite),
+    })
+    .collect();
 
     if suites.iter().any(Suite::needs_programs) {
         let began = Instant::now();
@@ -98,6 +111,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
             Suite::Lab => lab(places, arguments, interrupt),
             Suite::Docs => checks(places),
             Suite::K8s => k8s::check::check(places, interrupt),
+            Suite::Chart => chart(places),
         };
         interrupt.check()?;
         let counts = run.unwrap_or_else(|problem| {
@@ -141,6 +155,17 @@ fn unit(places: &Places) -> Result<Counts> {
             .current_dir(places.repo.join("fabedge-ebpf")),
     )?;
     Ok(counts)
+}
+
+fn chart(places: &Places) -> Result<Counts> {
+    let python = setup::helm::ensure(places)?;
+    let mut test = Command::new(cargo());
+    // Of the whole workspace, as in `unit`: of one package, dependencies have other features and are built anew.
+    test.args(["test", "--release", "--workspace", "--test", "chart"])
+        .args(["--features", "fabedge-tests/chart-tests"])
+        .env("FABEDGE_HELM_PYTHON", python)
+        .current_dir(&places.repo);
+    counted(&mut test)
 }
 
 /// Runs a test command with its output on ours; a failure that no closing line tells counts as one.
