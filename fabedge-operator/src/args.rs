@@ -1,5 +1,6 @@
 //! The command line: the only reader of flags and environment.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -22,6 +23,13 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run in a cluster: what the chart installs.
+    ///
+    /// Watches Nodes, Communities and Clusters, and keeps a ConfigMap with the document and a Secret with the
+    /// certificate of every edge and of the connector up to date, in its own namespace. One of several replicas
+    /// leads, by the Lease fabedge-operator-leader. Finds the API by KUBECONFIG, ~/.kube/config or its service
+    /// account. Ends on SIGTERM or SIGINT; what was published stays in force.
+    Run(Run),
     /// Run on a folder of manifests: no Kubernetes API needed.
     ///
     /// Reads every *.yaml and *.yml directly in FOLDER (Node, Community, Cluster, Settings, Lists of them), watches
@@ -41,6 +49,29 @@ pub enum Command {
     /// The chart ships the same. Use this to bring them up to date, which `helm upgrade` does not do:
     /// `fabedge-operator crds | kubectl apply --server-side -f -`.
     Crds(Crds),
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// File with a Settings object: what stands under `cluster:` in the chart's values.
+    #[arg(long, value_name = "FILE", default_value = "/etc/fabedge/settings.yaml")]
+    pub settings: PathBuf,
+    /// Namespace of ConfigMaps, Secrets and the Lease.
+    #[arg(long, env = "NAMESPACE", default_value = "fabedge")]
+    pub namespace: String,
+    /// Name of this replica in the Lease; the pod's, by default the host name.
+    #[arg(long, env = "POD_NAME", default_value_t = host_name())]
+    pub identity: String,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:3031")]
+    pub listen: SocketAddr,
+}
+
+fn host_name() -> String {
+    // A pod's host name is its name.
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{}", name.trim(), std::process::id())
 }
 
 /// Arguments of `crds`.

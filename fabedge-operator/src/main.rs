@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use fabedge_operator::args::{Cli, Command};
 use fabedge_operator::finding::Severity;
-use fabedge_operator::{crds, standalone};
+use fabedge_operator::{crds, kubernetes, standalone};
 use time::OffsetDateTime;
+use tokio::runtime::Runtime;
+use tracing_subscriber::EnvFilter;
 
 /// Wrong usage, or nothing could be done at all; as clap has it.
 const UNUSABLE: u8 = 2;
@@ -47,18 +49,24 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Standalone(args) => {
-            tracing_subscriber::fmt()
-                .with_env_filter(cli.log)
-                .with_writer(std::io::stderr)
-                .with_ansi(std::io::stderr().is_terminal())
-                .init();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            let failed = runtime.block_on(standalone::run(&args, OffsetDateTime::now_utc))?;
+            let failed = daemon(cli.log)?.block_on(standalone::run(&args, OffsetDateTime::now_utc))?;
             Ok(exit_code(failed))
         }
+        Command::Run(args) => {
+            daemon(cli.log)?.block_on(kubernetes::run(&args))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
+}
+
+/// What a subcommand that stays needs: a log on stderr, and a runtime.
+fn daemon(log: EnvFilter) -> std::io::Result<Runtime> {
+    tracing_subscriber::fmt()
+        .with_env_filter(log)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn exit_code(failed: bool) -> ExitCode {

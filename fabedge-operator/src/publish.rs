@@ -287,7 +287,7 @@ impl Output {
 
 /// The text to write, if `document` says something else than `before`: its generation then is higher than any
 /// that was published, even where the earlier text is lost.
-fn next_document(
+pub(crate) fn next_document(
     document: &NodeConfig,
     before: Option<&str>,
     now: OffsetDateTime,

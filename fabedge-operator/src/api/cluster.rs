@@ -1,4 +1,8 @@
 //! Cluster: another cluster, as the host cluster knows it.
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printer columns of the same type are no duplicates"
+)]
 
 use kube::CustomResource;
 use schemars::JsonSchema;

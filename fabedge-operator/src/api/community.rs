@@ -1,4 +1,8 @@
 //! Community: who may talk to whom.
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printer columns of the same type are no duplicates"
+)]
 
 use kube::CustomResource;
 use schemars::JsonSchema;

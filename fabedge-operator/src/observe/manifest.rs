@@ -93,6 +93,26 @@ pub fn parse(file: &str, text: &str) -> Vec<Outcome> {
         .collect()
 }
 
+/// Reads the Settings object of a file that holds nothing else.
+///
+/// # Errors
+/// What is wrong with it, and on which line.
+pub fn settings(text: &str) -> Result<api::Settings, String> {
+    let object: api::Settings = yaml(text).map_err(|e| {
+        let (line, message) = located(&e, 1);
+        format!("line {line}: {message}")
+    })?;
+    if (object.api_version.as_str(), object.kind.as_str()) != (api::API_VERSION, "Settings") {
+        return Err(format!(
+            "it holds {} {}, expected {} Settings",
+            object.api_version,
+            object.kind,
+            api::API_VERSION
+        ));
+    }
+    Ok(object)
+}
+
 /// Cuts a stream into documents with their first lines. YAML lets `---` and `...` at the start of a line mean
 /// nothing else, not even inside a block scalar (YAML 1.2 §9.1.2), so this needs no parser, and a malformed
 /// document cannot take its neighbours along.

@@ -71,6 +71,7 @@ pub struct Authority {
 }
 
 /// A leaf certificate with its key.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Leaf {
     /// The certificate.
     pub certificate: String,

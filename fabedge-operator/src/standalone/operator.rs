@@ -1,18 +1,18 @@
 //! One pass after the other: what is kept between them, and what is said of them.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use fabedge_common::config::CLOUD;
 use time::{Duration, OffsetDateTime};
-use tracing::{error, info, warn};
+use tracing::info;
 
 use super::{Error, LAST_GOOD, compute, recall};
 use crate::args;
-use crate::finding::{Finding, Severity};
+use crate::finding::Finding;
 use crate::observe::{self, Memory, Observation};
 use crate::pki::{Authority, store};
 use crate::publish::{Output, Report, files};
+use crate::reporter::{Reporter, chain};
 use crate::topology::{Previous, Topology, render};
 
 /// However quiet the folder is, every file of the output is checked and mended this often.
@@ -34,7 +34,7 @@ pub(super) struct Operator {
     /// When there is something to do though the folder is quiet.
     due: Option<OffsetDateTime>,
     next_full_pass: Option<OffsetDateTime>,
-    reported: BTreeSet<String>,
+    reporter: Reporter,
     failed: bool,
 }
 
@@ -52,7 +52,7 @@ impl Operator {
             last: None,
             due: None,
             next_full_pass: None,
-            reported: BTreeSet::new(),
+            reporter: Reporter::default(),
             failed: false,
         })
     }
@@ -101,7 +101,7 @@ impl Operator {
             }
         }
         self.save()?;
-        self.report(&findings, &failures);
+        self.failed = self.reporter.report(&findings, &failures);
         self.due = self.next_full_pass.into_iter().chain(renew_at).min();
         self.last = failures.is_empty().then_some(observation);
         Ok(())
@@ -161,36 +161,10 @@ impl Operator {
         Ok(())
     }
 
-    /// Says what is new, and what is over; a problem that stays is said once.
-    fn report(&mut self, findings: &[Finding], failures: &[String]) {
-        let texts = findings.iter().map(ToString::to_string);
-        let now: BTreeSet<String> = texts.chain(failures.iter().cloned()).collect();
-        for finding in findings
-            .iter()
-            .filter(|f| !self.reported.contains(&f.to_string()))
-        {
-            match finding.severity {
-                Severity::Error => error!("{}", finding.text()),
-                Severity::Warning => warn!("{}", finding.text()),
-            }
-        }
-        for failure in failures.iter().filter(|f| !self.reported.contains(*f)) {
-            error!("{failure}");
-        }
-        for over in self.reported.difference(&now) {
-            info!("no longer: {over}");
-        }
-        self.failed = !failures.is_empty() || findings.iter().any(|f| f.severity == Severity::Error);
-        self.reported = now;
-    }
-
     /// Says that a pass came to nothing.
     pub(super) fn report_failure(&mut self, e: &Error) {
-        let text = chain(e);
         self.failed = true;
-        if self.reported.insert(text.clone()) {
-            error!("{text}; what was published stays");
-        }
+        self.reporter.failure(chain(e));
     }
 }
 
@@ -220,15 +194,4 @@ fn remembered(topology: &Topology, previous: Previous) -> Previous {
             .map(|(name, edge)| (name.clone(), edge.subnets.clone())),
     );
     Previous { subnets }
-}
-
-/// An error with its causes.
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut next = e.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

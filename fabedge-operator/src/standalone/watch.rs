@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, warn};
+
+use crate::signals::Stop;
 
 /// An editor writes a file in several steps; this long nothing may happen before it is read.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -23,8 +24,7 @@ pub(super) struct Watch {
     watcher: Option<RecommendedWatcher>,
     events: mpsc::Receiver<()>,
     poll: Duration,
-    terminate: Signal,
-    interrupt: Signal,
+    stop: Stop,
 }
 
 impl Watch {
@@ -54,8 +54,7 @@ impl Watch {
             watcher,
             events,
             poll,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            stop: Stop::new()?,
         })
     }
 
@@ -64,8 +63,7 @@ impl Watch {
         let poll = Instant::now() + self.poll;
         let notified = self.watcher.is_some();
         tokio::select! {
-            _ = self.terminate.recv() => return false,
-            _ = self.interrupt.recv() => return false,
+            () = self.stop.signalled() => return false,
             () = sleep_until(poll) => return true,
             // None: the watcher is gone, the poll is what remains.
             Some(()) = self.events.recv(), if notified => {}

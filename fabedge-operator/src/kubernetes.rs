@@ -1,0 +1,286 @@
+//! The front end over a Kubernetes API: the same topology as [`crate::standalone`], with ConfigMaps and Secrets for
+//! files.
+
+mod authority;
+mod lease;
+mod live;
+mod objects;
+mod publish;
+mod serve;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fabedge_common::config::CLOUD;
+use kube::{Client, Config};
+use time::OffsetDateTime;
+use tokio::sync::watch as channel;
+use tracing::{info, warn};
+
+use crate::args;
+use crate::finding::{Finding, Severity};
+use crate::observe::{convert_settings, manifest};
+use crate::pki::Authority;
+use crate::reporter::{Reporter, chain};
+use crate::snapshot::Settings;
+use crate::topology::{self, Topology, render};
+use live::Live;
+use publish::{Publisher, Report};
+use serve::Status;
+
+/// Field manager of everything that this operator writes.
+const MANAGER: &str = "fabedge-operator";
+
+/// Events that arrive within this time are taken together.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+
+/// However quiet the cluster is, everything is compared this often: certificates grow old by themselves.
+const FULL_PASS: Duration = Duration::from_secs(300);
+
+/// The pause after a pass in which something failed.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Why the operator ends.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The settings could not be read.
+    #[error("reading the settings {}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The settings are not what they should be.
+    #[error("the settings {} are refused:\n  {}", path.display(), findings.join("\n  "))]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        findings: Vec<String>,
+    },
+    /// No API to talk to.
+    #[error("finding the Kubernetes API: neither a kubeconfig nor a service account is here")]
+    Config(#[source] kube::config::InferConfigError),
+    /// The client could not be made.
+    #[error("making a client of the Kubernetes API")]
+    Client(#[source] kube::Error),
+    /// What was published before could not be listed.
+    #[error(transparent)]
+    Publish(#[from] publish::Error),
+    /// Another replica leads now.
+    #[error("another operator holds the lease {0} now: this one ends, so that no two write")]
+    Replaced(&'static str),
+    /// Health and metrics have no port.
+    #[error("serving health and metrics at {listen}: is the port in use? (--listen)")]
+    Listen {
+        /// The address.
+        listen: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Signals could not be awaited.
+    #[error("installing the handler of SIGTERM")]
+    Signal(#[source] std::io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or another operator has taken over. What was published stays in force.
+pub async fn run(args: &args::Run) -> Result<(), Error> {
+    let settings = settings(&args.settings)?;
+    let mut stop = crate::signals::Stop::new().map_err(Error::Signal)?;
+    let status = Arc::new(Status::default());
+    let listener = tokio::net::TcpListener::bind(args.listen)
+        .await
+        .map_err(|source| Error::Listen {
+            listen: args.listen,
+            source,
+        })?;
+    tokio::spawn(serve::serve(listener, Arc::clone(&status)));
+
+    let config = Config::infer().await.map_err(Error::Config)?;
+    info!(api = %config.cluster_url, cluster = settings.cluster, namespace = args.namespace, "starting");
+    let client = Client::try_from(config.clone()).map_err(Error::Client)?;
+    // A client of its own: renewing the lease must not wait behind a thousand writes.
+    let lease = lease::Lease::new(
+        Client::try_from(config).map_err(Error::Client)?,
+        &args.namespace,
+        args.identity.clone(),
+    );
+    let (leads, mut leading) = channel::channel(false);
+    let holder = tokio::spawn(lease.hold(leads));
+
+    // A standby observes too, and so takes over at once.
+    let mut operator = Operator::new(client, settings, &args.namespace, status);
+    let outcome = loop {
+        tokio::select! {
+            () = stop.signalled() => break Ok(()),
+            result = leading.changed() => {
+                let leads = result.is_ok() && *leading.borrow_and_update();
+                if operator.status.set_leader(leads) && !leads {
+                    break Err(Error::Replaced(lease::NAME));
+                }
+                if leads {
+                    info!("leading");
+                    operator.adopt().await?;
+                }
+            }
+            () = operator.due() => operator.pass(OffsetDateTime::now_utc()).await,
+        }
+    };
+    // Frees the lease for the next one.
+    drop(leading);
+    if tokio::time::timeout(RETRY, holder).await.is_err() {
+        warn!("the lease could not be given back; another operator waits until it is over");
+    }
+    info!("stopping; what was published stays");
+    outcome
+}
+
+/// Reads the settings, which the chart mounts.
+fn settings(path: &Path) -> Result<Settings, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Settings {
+        path: path.to_owned(),
+        source,
+    })?;
+    let refused = |findings: Vec<String>| Error::Refused {
+        path: path.to_owned(),
+        findings,
+    };
+    let object = manifest::settings(&text).map_err(|why| refused(vec![why]))?;
+    convert_settings::settings(&object.spec).map_err(|faults| {
+        refused(
+            faults
+                .iter()
+                .map(|fault| format!("{}: {}", fault.field, fault.message))
+                .collect(),
+        )
+    })
+}
+
+/// What is kept between passes.
+struct Operator {
+    live: Live,
+    watch: watch::Watch,
+    publisher: Publisher,
+    settings: Settings,
+    authority: Option<Authority>,
+    status: Arc<Status>,
+    /// When the next pass is due though nothing has changed.
+    next: Instant,
+    reporter: Reporter,
+}
+
+impl Operator {
+    fn new(client: Client, settings: Settings, namespace: &str, status: Arc<Status>) -> Self {
+        Self {
+            live: Live::default(),
+            watch: watch::Watch::new(&client, namespace),
+            publisher: Publisher::new(client, namespace),
+            settings,
+            authority: None,
+            status,
+            next: Instant::now(),
+            reporter: Reporter::default(),
+        }
+    }
+
+    /// Learns what earlier operators published.
+    async fn adopt(&mut self) -> Result<(), Error> {
+        self.publisher.adopt().await?;
+        self.next = Instant::now();
+        Ok(())
+    }
+
+    /// Resolves when a pass is due. Cancel-safe: what was seen is not lost.
+    async fn due(&mut self) {
+        loop {
+            let idle = self.next.saturating_duration_since(Instant::now());
+            tokio::select! {
+                event = self.watch.next() => {
+                    if self.live.take(event, &mut self.publisher) {
+                        self.next = self.next.min(Instant::now() + DEBOUNCE);
+                    }
+                }
+                () = tokio::time::sleep(idle), if self.live.complete() && self.status.leads() => return,
+            }
+        }
+    }
+
+    /// Computes, and publishes what differs.
+    async fn pass(&mut self, now: OffsetDateTime) {
+        let started = Instant::now();
+        let (snapshot, mut findings) = self.live.snapshot();
+        let previous = self.publisher.previous();
+        let (topology, more) = topology::compute(&snapshot, &self.settings, &previous);
+        findings.extend(more);
+        let (report, failures) = self.publish(&topology, &findings, now).await;
+        self.reporter.report(&findings, &failures);
+        self.status
+            .pass(&report, &findings, failures.len(), started.elapsed());
+        self.next = Instant::now() + if failures.is_empty() { FULL_PASS } else { RETRY };
+    }
+
+    async fn publish(
+        &mut self,
+        topology: &Topology,
+        findings: &[Finding],
+        now: OffsetDateTime,
+    ) -> (Report, Vec<String>) {
+        let mut failures = Vec::new();
+        let authority = match self
+            .authority
+            .take()
+            .filter(|authority| now < authority.not_after())
+        {
+            Some(authority) => Some(authority),
+            None => match self.publisher.authority(&topology.cluster, now).await {
+                Ok(authority) => Some(authority),
+                Err(error) => {
+                    failures.push(chain(&error));
+                    None
+                }
+            },
+        };
+        let documents = render::documents(topology);
+        // A prefix is the node's before anybody hears of it: two operators could give it away twice.
+        let mut report = self.publisher.annotate(&self.live, topology).await;
+        report.absorb(
+            self.publisher
+                .publish(&documents, &self.live, authority.as_ref(), now)
+                .await,
+        );
+        // What cannot be read may be a node that seems gone.
+        let incomplete = findings
+            .iter()
+            .any(|f| f.problem.object.starts_with("Node") && f.severity == Severity::Error);
+        if !incomplete {
+            let mut keep = topology.unresolved.clone();
+            if topology.cloud.is_some() {
+                keep.insert(CLOUD.to_owned());
+            }
+            report.absorb(self.publisher.prune(&documents, &keep).await);
+        }
+        for (name, why) in &report.certificates {
+            info!(node = name, why, "issued a certificate");
+        }
+        if !report.documents.is_empty() {
+            info!(
+                count = report.documents.len(),
+                first = report.documents[0],
+                "wrote documents"
+            );
+        }
+        for name in &report.removed {
+            info!(node = name, "removed what was published for a node that is gone");
+        }
+        self.authority = authority;
+        failures.extend(report.failures.iter().map(|error| chain(error)));
+        (report, failures)
+    }
+}

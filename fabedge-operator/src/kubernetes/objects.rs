@@ -1,0 +1,154 @@
+//! Documents and certificates as objects of the API. Pure.
+
+use std::collections::BTreeMap;
+
+use fabedge_common::config::{CLOUD, CONNECTOR};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+use super::MANAGER;
+use crate::pki::Leaf;
+
+/// The document's key in its ConfigMap.
+pub const DOCUMENT: &str = "tunnels.yaml";
+/// Keys of a Secret of type kubernetes.io/tls, and of the authority beside them.
+pub const CERTIFICATE: &str = "tls.crt";
+/// The private key.
+pub const KEY: &str = "tls.key";
+/// The authority's certificate.
+pub const AUTHORITY: &str = "ca.crt";
+
+/// Label by which our objects are known, and watched.
+pub const CREATED_BY: &str = "fabedge.io/created-by";
+const NODE: &str = "fabedge.io/node";
+
+const NODE_CONFIG: &str = "fabedge-agent-config-";
+const NODE_TLS: &str = "fabedge-agent-tls-";
+const CONNECTOR_CONFIG: &str = "connector-config";
+const CONNECTOR_TLS: &str = "connector-tls";
+const CLOUD_CONFIG: &str = "fabedge-cloud-agent-config";
+
+/// The longest value of a label.
+const LABEL: usize = 63;
+
+/// Name of the ConfigMap with the document of a local name: a node's, `connector` or `cloud`.
+pub fn config_map_name(local: &str) -> String {
+    match local {
+        CONNECTOR => CONNECTOR_CONFIG.to_owned(),
+        CLOUD => CLOUD_CONFIG.to_owned(),
+        node => format!("{NODE_CONFIG}{node}"),
+    }
+}
+
+/// Name of the Secret with the certificate of a local name.
+pub fn secret_name(local: &str) -> String {
+    match local {
+        CONNECTOR => CONNECTOR_TLS.to_owned(),
+        node => format!("{NODE_TLS}{node}"),
+    }
+}
+
+/// The local name whose document a ConfigMap holds.
+pub fn local_of_config_map(name: &str) -> Option<&str> {
+    match name {
+        CONNECTOR_CONFIG => Some(CONNECTOR),
+        CLOUD_CONFIG => Some(CLOUD),
+        name => name.strip_prefix(NODE_CONFIG),
+    }
+}
+
+/// The local name whose certificate a Secret holds.
+pub fn local_of_secret(name: &str) -> Option<&str> {
+    match name {
+        CONNECTOR_TLS => Some(CONNECTOR),
+        name => name.strip_prefix(NODE_TLS),
+    }
+}
+
+/// A ConfigMap with a document. `node` is the `metadata.uid` of the node that it goes with.
+pub fn config_map(local: &str, node: Option<&str>, text: &str) -> ConfigMap {
+    ConfigMap {
+        metadata: metadata(config_map_name(local), local, node),
+        data: Some(BTreeMap::from([(DOCUMENT.to_owned(), text.to_owned())])),
+        ..ConfigMap::default()
+    }
+}
+
+/// A Secret with a certificate.
+pub fn secret(local: &str, node: Option<&str>, authority: &str, leaf: &Leaf) -> Secret {
+    let entry = |key: &str, text: &str| (key.to_owned(), ByteString(text.as_bytes().to_vec()));
+    Secret {
+        metadata: metadata(secret_name(local), local, node),
+        type_: Some("kubernetes.io/tls".to_owned()),
+        data: Some(BTreeMap::from([
+            entry(AUTHORITY, authority),
+            entry(CERTIFICATE, &leaf.certificate),
+            entry(KEY, &leaf.key),
+        ])),
+        ..Secret::default()
+    }
+}
+
+fn metadata(name: String, local: &str, node: Option<&str>) -> ObjectMeta {
+    let mut labels = BTreeMap::from([(CREATED_BY.to_owned(), MANAGER.to_owned())]);
+    if node.is_some() && local.len() <= LABEL {
+        labels.insert(NODE.to_owned(), local.to_owned());
+    }
+    ObjectMeta {
+        name: Some(name),
+        labels: Some(labels),
+        // Goes with its node, also while no operator runs.
+        owner_references: node.map(|uid| {
+            vec![OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "Node".to_owned(),
+                name: local.to_owned(),
+                uid: uid.to_owned(),
+                ..OwnerReference::default()
+            }]
+        }),
+        ..ObjectMeta::default()
+    }
+}
+
+/// Text of a Secret's entry.
+pub fn text(secret: &Secret, key: &str) -> Option<String> {
+    let bytes = &secret.data.as_ref()?.get(key)?.0;
+    String::from_utf8(bytes.clone()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_there_and_back() {
+        for local in ["edge1", CONNECTOR, "shop-7.example"] {
+            assert_eq!(local_of_config_map(&config_map_name(local)), Some(local));
+            assert_eq!(local_of_secret(&secret_name(local)), Some(local));
+        }
+        assert_eq!(config_map_name(CONNECTOR), "connector-config");
+        assert_eq!(config_map_name("edge1"), "fabedge-agent-config-edge1");
+        assert_eq!(secret_name("edge1"), "fabedge-agent-tls-edge1");
+        assert_eq!(local_of_config_map(&config_map_name(CLOUD)), Some(CLOUD));
+        assert_eq!(local_of_config_map("kube-root-ca.crt"), None);
+    }
+
+    #[test]
+    fn an_object_of_a_node_goes_with_it() {
+        let long = "n".repeat(64);
+        for (local, labels) in [("edge1", 2), (long.as_str(), 1)] {
+            let meta = config_map(local, Some("7"), "text").metadata;
+            let owner = &meta.owner_references.unwrap()[0];
+            assert_eq!((owner.name.as_str(), owner.uid.as_str()), (local, "7"));
+            assert_eq!(meta.labels.unwrap().len(), labels, "a label holds 63 characters");
+        }
+        assert!(
+            config_map(CONNECTOR, None, "")
+                .metadata
+                .owner_references
+                .is_none()
+        );
+    }
+}

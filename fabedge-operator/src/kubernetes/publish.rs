@@ -1,0 +1,470 @@
+//! Documents and certificates -> ConfigMaps and Secrets. Only what differs is written, a few at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fabedge_common::config::{CLOUD, CONNECTOR, NodeConfig};
+use futures_util::{StreamExt as _, stream};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::runtime::watcher::Event;
+use kube::{Api, Client, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::live::Live;
+use super::{MANAGER, authority, objects};
+use crate::api::SUBNETS;
+use crate::pki::inspect::{Verdict, judge};
+use crate::pki::{self, Authority, Leaf};
+use crate::topology::{Previous, Topology};
+
+/// Requests under way at a time: more make the API server slower for everybody.
+const CONCURRENCY: usize = 16;
+
+/// Objects in a page of a list.
+const PAGE: u32 = 500;
+
+/// Why something was not published.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The API refused, or did not answer.
+    #[error("{action} {object}")]
+    Api {
+        /// What was attempted.
+        action: &'static str,
+        /// On which object.
+        object: String,
+        /// Why it failed.
+        source: kube::Error,
+    },
+    /// The document could not be written as YAML.
+    #[error(transparent)]
+    Document(crate::publish::Error),
+    /// No certificate.
+    #[error(transparent)]
+    Certificate(pki::authority::Error),
+}
+
+fn api(action: &'static str, object: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
+    let object = object.into();
+    move |source| Error::Api {
+        action,
+        object,
+        source,
+    }
+}
+
+/// What a pass did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Local names whose document was written.
+    pub documents: Vec<String>,
+    /// Local names that got a certificate, and why.
+    pub certificates: Vec<(String, &'static str)>,
+    /// Local names whose objects were removed.
+    pub removed: Vec<String>,
+    /// What failed; the rest was done.
+    pub failures: Vec<Error>,
+}
+
+impl Report {
+    /// Adds another one.
+    pub fn absorb(&mut self, other: Report) {
+        self.documents.extend(other.documents);
+        self.certificates.extend(other.certificates);
+        self.removed.extend(other.removed);
+        self.failures.extend(other.failures);
+    }
+}
+
+/// What the API server is known to hold under a local name.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// The ConfigMap's document.
+    text: Option<String>,
+    /// The owner of both objects.
+    node: Option<String>,
+    /// The pod prefixes in the document.
+    subnets: Vec<IpNet>,
+    /// What the text says apart from its generation, once compared.
+    document: Option<NodeConfig>,
+    certificate: Option<Tls>,
+    renew_at: Option<OffsetDateTime>,
+    /// Somebody changed an object: it is read before it is judged.
+    suspect: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Tls {
+    authority: String,
+    leaf: Leaf,
+}
+
+impl Tls {
+    fn of(secret: &Secret) -> Option<Self> {
+        Some(Self {
+            authority: objects::text(secret, objects::AUTHORITY)?,
+            leaf: Leaf {
+                certificate: objects::text(secret, objects::CERTIFICATE)?,
+                key: objects::text(secret, objects::KEY)?,
+            },
+        })
+    }
+}
+
+impl Known {
+    fn take_config_map(&mut self, object: &ConfigMap) {
+        self.text = document_of(object);
+        self.node = owner(object);
+        self.document = None;
+        let parsed = self.text.as_deref().and_then(|text| NodeConfig::parse(text).ok());
+        self.subnets = parsed
+            .map(|document| document.endpoint.subnets)
+            .unwrap_or_default();
+    }
+}
+
+fn document_of(object: &ConfigMap) -> Option<String> {
+    object.data.as_ref()?.get(objects::DOCUMENT).cloned()
+}
+
+fn owner(object: &impl ResourceExt) -> Option<String> {
+    object.owner_references().first().map(|owner| owner.uid.clone())
+}
+
+/// Writes to the API server, and knows what is there.
+#[derive(Debug)]
+pub struct Publisher {
+    maps: Api<ConfigMap>,
+    secrets: Api<Secret>,
+    nodes: Api<Node>,
+    /// By local name; none until [`Self::adopt`].
+    known: Option<BTreeMap<String, Known>>,
+}
+
+impl Publisher {
+    /// Publishes into `namespace`; touches nothing yet.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self {
+            maps: Api::namespaced(client.clone(), namespace),
+            secrets: Api::namespaced(client.clone(), namespace),
+            nodes: Api::all(client),
+            known: None,
+        }
+    }
+
+    /// Learns what was published before.
+    ///
+    /// # Errors
+    /// When it cannot be listed: that is not the same as nothing.
+    pub async fn adopt(&mut self) -> Result<(), Error> {
+        let mut known: BTreeMap<String, Known> = BTreeMap::new();
+        for object in list(&self.maps, "ConfigMaps").await? {
+            if let Some(local) = objects::local_of_config_map(&object.name_any()) {
+                known
+                    .entry(local.to_owned())
+                    .or_default()
+                    .take_config_map(&object);
+            }
+        }
+        for object in list(&self.secrets, "Secrets").await? {
+            if let Some(local) = objects::local_of_secret(&object.name_any()) {
+                known.entry(local.to_owned()).or_default().certificate = Tls::of(&object);
+            }
+        }
+        self.known = Some(known);
+        Ok(())
+    }
+
+    /// Takes notice of a ConfigMap of ours; returns whether it is not as we left it.
+    pub fn config_map_seen(&mut self, event: &Event<ConfigMap>) -> bool {
+        let (object, gone) = match event {
+            Event::Apply(object) | Event::InitApply(object) => (object, false),
+            Event::Delete(object) => (object, true),
+            Event::Init | Event::InitDone => return false,
+        };
+        let name = object.name_any();
+        let known = self.known.as_mut().zip(objects::local_of_config_map(&name));
+        let Some(known) = known.and_then(|(known, local)| known.get_mut(local)) else {
+            return false;
+        };
+        known.suspect |= gone || known.text != document_of(object) || known.node != owner(object);
+        known.suspect
+    }
+
+    /// Takes notice of a Secret of ours; returns whether it is not as we left it.
+    pub fn secret_seen(&mut self, event: &Event<Secret>) -> bool {
+        let (object, gone) = match event {
+            Event::Apply(object) | Event::InitApply(object) => (object, false),
+            Event::Delete(object) => (object, true),
+            Event::Init | Event::InitDone => return false,
+        };
+        let name = object.name_any();
+        let known = self.known.as_mut().zip(objects::local_of_secret(&name));
+        let Some(known) = known.and_then(|(known, local)| known.get_mut(local)) else {
+            return false;
+        };
+        known.suspect |= gone || known.certificate != Tls::of(object);
+        known.suspect
+    }
+
+    /// What each edge has now.
+    pub fn previous(&self) -> Previous {
+        let edges = self
+            .known
+            .iter()
+            .flatten()
+            .filter(|(name, known)| *name != CONNECTOR && *name != CLOUD && !known.subnets.is_empty());
+        Previous {
+            subnets: edges
+                .map(|(name, known)| (name.clone(), known.subnets.clone()))
+                .collect(),
+        }
+    }
+
+    /// The cluster's authority.
+    ///
+    /// # Errors
+    /// See [`authority::open`].
+    pub async fn authority(&self, cluster: &str, now: OffsetDateTime) -> Result<Authority, authority::Error> {
+        authority::open(&self.secrets, cluster, now).await
+    }
+
+    /// Writes each edge's pod prefixes into the annotation of its node.
+    pub async fn annotate(&self, live: &Live, topology: &Topology) -> Report {
+        let differs =
+            |name: &str, subnets: &[IpNet]| live.node(name).is_some_and(|node| node.subnets != subnets);
+        let jobs = topology
+            .edges
+            .iter()
+            .filter(|(name, edge)| differs(name, &edge.subnets))
+            .map(|(name, edge)| async move {
+                let subnets: Vec<String> = edge.subnets.iter().map(ToString::to_string).collect();
+                // Merged, not applied: applying would make a node that has just been deleted.
+                let patch = json!({"metadata": {"annotations": {SUBNETS: subnets.join(",")}}});
+                let params = PatchParams {
+                    field_manager: Some(MANAGER.to_owned()),
+                    ..PatchParams::default()
+                };
+                match self.nodes.patch(name, &params, &Patch::Merge(patch)).await {
+                    Ok(_) => None,
+                    Err(kube::Error::Api(status)) if status.code == 404 => None,
+                    Err(source) => Some(api("annotating", format!("Node {name}"))(source)),
+                }
+            });
+        let failures: Vec<Option<Error>> = stream::iter(jobs).buffer_unordered(CONCURRENCY).collect().await;
+        Report {
+            failures: failures.into_iter().flatten().collect(),
+            ..Report::default()
+        }
+    }
+
+    /// Writes what differs. Without an authority: documents only, and the next pass looks at all of them again.
+    pub async fn publish(
+        &mut self,
+        documents: &BTreeMap<String, NodeConfig>,
+        live: &Live,
+        authority: Option<&Authority>,
+        now: OffsetDateTime,
+    ) -> Report {
+        let mut report = Report::default();
+        let Some(known) = &self.known else { return report };
+        let settled = |name: &str, document: &NodeConfig| {
+            known.get(name).is_some_and(|known| {
+                !known.suspect
+                    && known.document.as_ref() == Some(document)
+                    && known.node.as_deref() == live.node_uid(name)
+                    && known.renew_at.is_none_or(|at| now < at)
+                    && (name == CLOUD || known.renew_at.is_some())
+            })
+        };
+        let publisher = &*self;
+        let jobs = documents
+            .iter()
+            .filter(|(name, document)| !settled(name, document))
+            .map(|(name, document)| {
+                let known = known.get(name).cloned().unwrap_or_default();
+                async move {
+                    let done = publisher
+                        .publish_one(name, document, known, live.node_uid(name), authority, now)
+                        .await;
+                    (name, done)
+                }
+            });
+        let done: Vec<_> = stream::iter(jobs).buffer_unordered(CONCURRENCY).collect().await;
+        for (name, done) in done {
+            match done {
+                Ok(done) => {
+                    if done.wrote_document {
+                        report.documents.push(name.clone());
+                    }
+                    report
+                        .certificates
+                        .extend(done.issued.map(|why| (name.clone(), why)));
+                    self.known
+                        .get_or_insert_default()
+                        .insert(name.clone(), done.known);
+                }
+                Err(error) => report.failures.push(error),
+            }
+        }
+        report
+    }
+
+    async fn publish_one(
+        &self,
+        name: &str,
+        document: &NodeConfig,
+        mut known: Known,
+        node: Option<&str>,
+        authority: Option<&Authority>,
+        now: OffsetDateTime,
+    ) -> Result<Done, Error> {
+        let (map, secret) = (objects::config_map_name(name), objects::secret_name(name));
+        if known.suspect {
+            let found = self
+                .maps
+                .get_opt(&map)
+                .await
+                .map_err(api("reading", format!("ConfigMap {map}")))?;
+            known.take_config_map(&found.unwrap_or_default());
+            let found = self
+                .secrets
+                .get_opt(&secret)
+                .await
+                .map_err(api("reading", format!("Secret {secret}")))?;
+            known.certificate = found.as_ref().and_then(Tls::of);
+            known.suspect = false;
+        }
+        let moved = known.node.as_deref() != node;
+        let mut issued = None;
+        // Certificates before the document: what the document asks for can be had when it appears.
+        if let Some(authority) = authority.filter(|_| name != CLOUD) {
+            let full_name = &document.endpoint.name;
+            let verdict = match &known.certificate {
+                Some(tls) if tls.authority == authority.certificate() => {
+                    judge(&tls.leaf.certificate, &tls.leaf.key, full_name, authority, now)
+                }
+                Some(_) => Verdict::Renew("the CA is another one"),
+                None => Verdict::Renew("it has none"),
+            };
+            let leaf = match (&known.certificate, verdict) {
+                (Some(tls), Verdict::Keep { renew_at }) => {
+                    known.renew_at = Some(renew_at);
+                    moved.then(|| tls.leaf.clone())
+                }
+                (_, Verdict::Renew(why)) => {
+                    issued = Some(why);
+                    Some(authority.issue(full_name, now).map_err(Error::Certificate)?)
+                }
+                (None, Verdict::Keep { .. }) => None,
+            };
+            if let Some(leaf) = leaf {
+                let object = objects::secret(name, node, authority.certificate(), &leaf);
+                apply(&self.secrets, &secret, &object).await?;
+                if let Verdict::Keep { renew_at } =
+                    judge(&leaf.certificate, &leaf.key, full_name, authority, now)
+                {
+                    known.renew_at = Some(renew_at);
+                }
+                known.certificate = Some(Tls {
+                    authority: authority.certificate().to_owned(),
+                    leaf,
+                });
+            }
+        }
+        let next =
+            crate::publish::next_document(document, known.text.as_deref(), now).map_err(Error::Document)?;
+        let wrote_document = next.is_some();
+        if let Some(text) = next.or_else(|| known.text.clone().filter(|_| moved)) {
+            apply(&self.maps, &map, &objects::config_map(name, node, &text)).await?;
+            known.text = Some(text);
+        }
+        known.node = node.map(str::to_owned);
+        known.subnets.clone_from(&document.endpoint.subnets);
+        known.document = Some(document.clone());
+        Ok(Done {
+            known,
+            wrote_document,
+            issued,
+        })
+    }
+
+    /// Removes what was published for those who are in neither list.
+    pub async fn prune(
+        &mut self,
+        documents: &BTreeMap<String, NodeConfig>,
+        keep: &BTreeSet<String>,
+    ) -> Report {
+        let mut report = Report::default();
+        let Some(known) = &self.known else { return report };
+        let gone: Vec<String> = known
+            .keys()
+            .filter(|name| !documents.contains_key(*name) && !keep.contains(*name))
+            .cloned()
+            .collect();
+        for name in gone {
+            let removed = match remove(&self.maps, &objects::config_map_name(&name)).await {
+                Ok(()) => remove(&self.secrets, &objects::secret_name(&name)).await,
+                failed => failed,
+            };
+            match removed {
+                Ok(()) => {
+                    self.known.get_or_insert_default().remove(&name);
+                    report.removed.push(name);
+                }
+                Err(error) => report.failures.push(error),
+            }
+        }
+        report
+    }
+}
+
+/// What became of one document.
+struct Done {
+    known: Known,
+    wrote_document: bool,
+    issued: Option<&'static str>,
+}
+
+async fn apply<K>(to: &Api<K>, name: &str, object: &K) -> Result<(), Error>
+where
+    K: Clone + std::fmt::Debug + Serialize + DeserializeOwned,
+{
+    // Whoever else has a hand in these fields is wrong: they are the operator's.
+    let params = PatchParams::apply(MANAGER).force();
+    let result = to.patch(name, &params, &Patch::Apply(object)).await;
+    result.map(|_| ()).map_err(api("writing", name))
+}
+
+async fn remove<K>(from: &Api<K>, name: &str) -> Result<(), Error>
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned,
+{
+    match from.delete(name, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        result => result.map(|_| ()).map_err(api("removing", name)),
+    }
+}
+
+/// Everything of ours, page by page.
+async fn list<K>(from: &Api<K>, what: &'static str) -> Result<Vec<K>, Error>
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let labels = format!("{}={MANAGER}", objects::CREATED_BY);
+    let mut params = ListParams::default().labels(&labels).limit(PAGE);
+    let mut found = Vec::new();
+    loop {
+        let page = from.list(&params).await.map_err(api("listing", what))?;
+        found.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok(found),
+        }
+    }
+}

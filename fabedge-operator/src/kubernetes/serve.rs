@@ -1,0 +1,182 @@
+//! `/healthz`, `/readyz` and `/metrics`. They read what the passes left; they never ask for one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus::core::Collector;
+use prometheus::{Encoder, Gauge, IntCounter, IntGauge, Registry, TextEncoder};
+use tokio::net::TcpListener;
+
+use super::publish::Report;
+use crate::finding::{Finding, Severity};
+
+/// What the operator tells about itself.
+#[derive(Debug, Default)]
+pub struct Status {
+    leader: AtomicBool,
+    passes: AtomicU64,
+    documents: AtomicU64,
+    certificates: AtomicU64,
+    removed: AtomicU64,
+    failures: AtomicU64,
+    errors: AtomicU64,
+    warnings: AtomicU64,
+    microseconds: AtomicU64,
+}
+
+impl Status {
+    /// Sets whether this operator leads; returns whether it did.
+    pub fn set_leader(&self, leads: bool) -> bool {
+        self.leader.swap(leads, Ordering::Relaxed)
+    }
+
+    /// Whether this operator leads.
+    pub fn leads(&self) -> bool {
+        self.leader.load(Ordering::Relaxed)
+    }
+
+    /// Takes down what a pass did.
+    pub fn pass(&self, report: &Report, findings: &[Finding], failures: usize, took: Duration) {
+        let count = |severity| {
+            findings
+                .iter()
+                .filter(|finding| finding.severity == severity)
+                .count() as u64
+        };
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        self.documents
+            .fetch_add(report.documents.len() as u64, Ordering::Relaxed);
+        self.certificates
+            .fetch_add(report.certificates.len() as u64, Ordering::Relaxed);
+        self.removed
+            .fetch_add(report.removed.len() as u64, Ordering::Relaxed);
+        self.failures.store(failures as u64, Ordering::Relaxed);
+        self.errors.store(count(Severity::Error), Ordering::Relaxed);
+        self.warnings.store(count(Severity::Warning), Ordering::Relaxed);
+        self.microseconds
+            .store(took.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    fn exposition(&self) -> prometheus::Result<String> {
+        let registry = Registry::new();
+        let add = |collector: Box<dyn Collector>| registry.register(collector);
+        let now = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        for (name, help, value) in [
+            (
+                "passes",
+                "Passes over everything that the API server shows.",
+                &self.passes,
+            ),
+            ("documents_written", "Documents written.", &self.documents),
+            ("certificates_issued", "Certificates issued.", &self.certificates),
+            (
+                "nodes_removed",
+                "Nodes whose document and certificate were removed.",
+                &self.removed,
+            ),
+        ] {
+            let counter = IntCounter::new(format!("fabedge_operator_{name}_total"), help)?;
+            counter.inc_by(now(value));
+            add(Box::new(counter))?;
+        }
+        for (name, help, value) in [
+            ("leader", "1 when this operator leads.", self.leads().into()),
+            (
+                "failures",
+                "What the last pass could not do.",
+                now(&self.failures),
+            ),
+            ("errors", "Errors in objects that users wrote.", now(&self.errors)),
+            (
+                "warnings",
+                "Warnings about objects that users wrote.",
+                now(&self.warnings),
+            ),
+        ] {
+            let gauge = IntGauge::new(format!("fabedge_operator_{name}"), help)?;
+            gauge.set(value.try_into().unwrap_or(i64::MAX));
+            add(Box::new(gauge))?;
+        }
+        let seconds = Gauge::new("fabedge_operator_pass_seconds", "How long the last pass took.")?;
+        seconds.set(now(&self.microseconds) as f64 / 1e6);
+        add(Box::new(seconds))?;
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Whether it does its work: a standby does by standing by, a leader once a pass has succeeded.
+    fn ready(&self) -> Result<&'static str, &'static str> {
+        if !self.leads() {
+            return Ok("standing by\n");
+        }
+        match (
+            self.passes.load(Ordering::Relaxed),
+            self.failures.load(Ordering::Relaxed),
+        ) {
+            (0, _) => Err("no pass yet\n"),
+            (_, 0) => Ok("leading\n"),
+            _ => Err("the last pass failed in part; the log says where\n"),
+        }
+    }
+}
+
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, status: Arc<Status>) {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(status);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "health and metrics are no longer served");
+    }
+}
+
+async fn metrics(State(status): State<Arc<Status>>) -> impl IntoResponse {
+    match status.exposition() {
+        Ok(text) => (
+            StatusCode::OK,
+            [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+            text,
+        ),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+            format!("{error}\n"),
+        ),
+    }
+}
+
+async fn readyz(State(status): State<Arc<Status>>) -> impl IntoResponse {
+    match status.ready() {
+        Ok(how) => (StatusCode::OK, how),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_is_ready_after_a_pass_that_did_everything() {
+        let status = Status::default();
+        assert_eq!(status.ready(), Ok("standing by\n"));
+        assert!(!status.set_leader(true));
+        assert!(status.ready().is_err());
+        status.pass(&Report::default(), &[], 1, Duration::ZERO);
+        assert!(status.ready().is_err());
+        status.pass(&Report::default(), &[], 0, Duration::from_millis(3));
+        assert_eq!(status.ready(), Ok("leading\n"));
+        let text = status.exposition().unwrap();
+        assert!(text.contains("fabedge_operator_passes_total 2"), "{text}");
+        assert!(text.contains("fabedge_operator_leader 1"), "{text}");
+    }
+}

@@ -1,0 +1,108 @@
+//! The watches: every object that the topology is made of, and our own, so that what somebody changes or deletes is
+//! put right.
+
+use std::fmt;
+use std::pin::Pin;
+
+use futures_util::stream::{SelectAll, select_all};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client};
+use tracing::warn;
+
+use super::MANAGER;
+use super::live::Event;
+use super::objects::CREATED_BY;
+
+type Events = Pin<Box<dyn Stream<Item = Result<Event, (&'static str, watcher::Error)>> + Send>>;
+
+/// All watches as one stream.
+pub struct Watch {
+    events: SelectAll<Events>,
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
+    }
+}
+
+impl Watch {
+    /// Watches the cluster, and our objects in `namespace`. Each watch begins anew, with back-off, when it breaks.
+    pub fn new(client: &Client, namespace: &str) -> Self {
+        let all = watcher::Config::default();
+        let own = all.clone().labels(&format!("{CREATED_BY}={MANAGER}"));
+        Self {
+            events: select_all([
+                events("Nodes", Api::<Node>::all(client.clone()), all.clone(), |event| {
+                    Event::Node(Box::new(event))
+                }),
+                events(
+                    "Communities",
+                    custom(client, "Community", "communities"),
+                    all.clone(),
+                    Event::Community,
+                ),
+                events(
+                    "Clusters",
+                    custom(client, "Cluster", "clusters"),
+                    all,
+                    Event::Cluster,
+                ),
+                events(
+                    "ConfigMaps",
+                    Api::<ConfigMap>::namespaced(client.clone(), namespace),
+                    own.clone(),
+                    Event::ConfigMap,
+                ),
+                events(
+                    "Secrets",
+                    Api::<Secret>::namespaced(client.clone(), namespace),
+                    own,
+                    Event::Secret,
+                ),
+            ]),
+        }
+    }
+
+    /// The next event. Cancel-safe.
+    pub async fn next(&mut self) -> Event {
+        loop {
+            match self.events.next().await {
+                Some(Ok(event)) => return event,
+                Some(Err((what, error))) => {
+                    warn!(
+                        error = crate::reporter::chain(&error),
+                        "watching {what}: trying again"
+                    );
+                }
+                // No watch ends.
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+fn custom(client: &Client, kind: &str, plural: &str) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("fabedge.io", "v1alpha1", kind);
+    Api::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, plural))
+}
+
+fn events<K>(
+    what: &'static str,
+    api: Api<K>,
+    config: watcher::Config,
+    into: fn(watcher::Event<K>) -> Event,
+) -> Events
+where
+    K: kube::Resource + Clone + fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    watcher(api, config)
+        .default_backoff()
+        .map_ok(into)
+        .map_err(move |error| (what, error))
+        .boxed()
+}

@@ -1,0 +1,9 @@
+//! `fabedge-operator run` against a real API server, which `KUBECONFIG` names: `cargo xtask test --only k8s` starts
+//! one. Every test has a namespace, nodes and communities of its own name, and takes them away.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod cluster {
+    mod scale;
+    mod world;
+    mod writes;
+}

@@ -1,0 +1,275 @@
+//! A namespace, nodes and operators for one test; gone when dropped.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fabedge_common::config::NodeConfig;
+use fabedge_operator::api::{Community, CommunitySpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+/// How long anything may take that should be a matter of moments.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct World {
+    pub name: &'static str,
+    pub client: Client,
+    pub runtime: Runtime,
+    folder: tempfile::TempDir,
+    operators: Vec<Child>,
+}
+
+impl World {
+    /// Makes sure of the definitions, and makes a namespace. `name` is one that no other test uses.
+    pub fn new(name: &'static str) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let client = runtime
+            .block_on(Client::try_default())
+            .expect("KUBECONFIG names an API server; `cargo xtask test --only k8s` starts one");
+        let world = Self {
+            name,
+            client,
+            runtime,
+            folder: tempfile::tempdir().unwrap(),
+            operators: Vec::new(),
+        };
+        world.runtime.block_on(world.prepare());
+        world
+    }
+
+    async fn prepare(&self) {
+        let definitions: Api<CustomResourceDefinition> = Api::all(self.client.clone());
+        for definition in fabedge_operator::crds::definitions().unwrap() {
+            let object: serde_json::Value = serde_saphyr::from_str(&definition.yaml).unwrap();
+            let name = object["metadata"]["name"].as_str().unwrap();
+            let params = PatchParams::apply("tests").force();
+            definitions
+                .patch(name, &params, &Patch::Apply(&object))
+                .await
+                .unwrap();
+            let established = kube::runtime::conditions::is_crd_established();
+            let wait = kube::runtime::wait::await_condition(definitions.clone(), name, established);
+            tokio::time::timeout(PATIENCE, wait).await.unwrap().unwrap();
+        }
+        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": self.name}})).unwrap();
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces
+            .create(&PostParams::default(), &namespace)
+            .await
+            .unwrap();
+    }
+
+    /// Name of the `number`th edge of this world.
+    pub fn edge(&self, number: usize) -> String {
+        format!("{}-edge{number}", self.name)
+    }
+
+    pub fn maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), self.name)
+    }
+
+    pub fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), self.name)
+    }
+
+    pub fn communities(&self) -> Api<Community> {
+        Api::all(self.client.clone())
+    }
+
+    pub fn nodes(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+
+    /// Makes an edge, whose pod prefix is 10.64.0.0/10's `number`th /24.
+    pub async fn add_edge(&self, number: usize) {
+        let subnet = format!("10.{}.{}.0/24", 64 + number / 256, number % 256);
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {
+                "name": self.edge(number),
+                "labels": {"test": self.name, format!("{}/edge", self.name): ""},
+                "annotations": {"fabedge.io/node-public-addresses": format!("198.51.{}.{}", number / 256, number % 256)},
+            },
+            "spec": {"podCIDR": subnet, "podCIDRs": [subnet]},
+        }))
+        .unwrap();
+        self.nodes().create(&PostParams::default(), &node).await.unwrap();
+        let status = json!({"status": {"addresses": [
+            {"type": "InternalIP", "address": format!("172.20.{}.{}", number / 256, number % 256)},
+        ]}});
+        let params = PatchParams::default();
+        self.nodes()
+            .patch_status(&self.edge(number), &params, &Patch::Merge(status))
+            .await
+            .unwrap();
+    }
+
+    /// Makes a node that may run the connector.
+    pub async fn add_connector(&self) {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {
+                "name": format!("{}-cloud", self.name),
+                "labels": {"test": self.name, format!("{}/connector", self.name): ""},
+            },
+            "spec": {"podCIDR": "10.32.0.0/24", "podCIDRs": ["10.32.0.0/24"]},
+        }))
+        .unwrap();
+        self.nodes().create(&PostParams::default(), &node).await.unwrap();
+        let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": "172.19.0.1"}]}});
+        let name = format!("{}-cloud", self.name);
+        self.nodes()
+            .patch_status(&name, &PatchParams::default(), &Patch::Merge(status))
+            .await
+            .unwrap();
+    }
+
+    /// Creates or replaces a Community of edges.
+    pub async fn join(&self, name: &str, edges: &[usize]) {
+        let members = edges
+            .iter()
+            .map(|number| format!("{}.{}", self.name, self.edge(*number)))
+            .collect();
+        let community = Community::new(&format!("{}-{name}", self.name), CommunitySpec { members });
+        let params = PatchParams::apply("tests").force();
+        let name = community.metadata.name.clone().unwrap();
+        self.communities()
+            .patch(&name, &params, &Patch::Apply(&community))
+            .await
+            .unwrap();
+    }
+
+    /// Starts an operator; returns its place among [`Self::operator`]s.
+    pub fn start(&mut self, identity: &str) -> usize {
+        let settings = self.folder.path().join("settings.yaml");
+        let text = json!({
+            "apiVersion": "fabedge.io/v1alpha1", "kind": "Settings", "metadata": {"name": "settings"},
+            "spec": {
+                "name": self.name, "cniType": "flannel",
+                "edgeLabels": [format!("{}/edge", self.name)],
+                "connectorLabels": [format!("{}/connector", self.name)],
+                "connectorPublicAddresses": ["203.0.113.1"],
+                "clusterCIDR": ["10.0.0.0/8"], "serviceClusterIPRange": ["172.21.0.0/16"],
+            },
+        });
+        std::fs::write(&settings, text.to_string()).unwrap();
+        let log = std::fs::File::create(self.log(identity)).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_fabedge-operator"))
+            .args([
+                "run",
+                "--namespace",
+                self.name,
+                "--identity",
+                identity,
+                "--listen",
+                "127.0.0.1:0",
+                "--settings",
+            ])
+            .arg(&settings)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.operators.push(child);
+        self.operators.len() - 1
+    }
+
+    fn log(&self, identity: &str) -> PathBuf {
+        self.folder.path().join(format!("{identity}.log"))
+    }
+
+    pub fn said(&self, identity: &str) -> String {
+        std::fs::read_to_string(self.log(identity)).unwrap()
+    }
+
+    pub fn operator(&mut self, place: usize) -> &mut Child {
+        &mut self.operators[place]
+    }
+
+    /// SIGTERM, as kubelet ends a container; returns whether it ended well.
+    pub fn terminate(&mut self, place: usize) -> bool {
+        let child = &mut self.operators[place];
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        child.wait().unwrap().success()
+    }
+
+    /// The document of a local name, and the version of its ConfigMap.
+    pub async fn document(&self, map: &str) -> Option<(NodeConfig, String)> {
+        let map = self.maps().get_opt(map).await.unwrap()?;
+        let text = map.data?.remove("tunnels.yaml")?;
+        Some((NodeConfig::parse(&text).unwrap(), map.metadata.resource_version?))
+    }
+
+    /// Names of an edge's peers, the connector first.
+    pub async fn peers(&self, number: usize) -> Vec<String> {
+        let map = format!("fabedge-agent-config-{}", self.edge(number));
+        let document = self.document(&map).await;
+        document.map_or_else(Vec::new, |(document, _)| {
+            document
+                .peers
+                .iter()
+                .map(|peer| peer.endpoint.name.clone())
+                .collect()
+        })
+    }
+
+    /// Waits until `holds`; returns how long that took.
+    pub async fn wait_until<F: Future<Output = bool>>(&self, what: &str, holds: impl Fn() -> F) -> Duration {
+        let started = Instant::now();
+        while !holds().await {
+            assert!(started.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        started.elapsed()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for operator in &mut self.operators {
+            operator.kill().ok();
+            operator.wait().ok();
+        }
+        if std::thread::panicking()
+            && let Ok(logs) = std::fs::read_dir(self.folder.path())
+        {
+            for log in logs
+                .flatten()
+                .filter(|log| log.path().extension().is_some_and(|ext| ext == "log"))
+            {
+                eprintln!(
+                    "-- {}\n{}",
+                    log.path().display(),
+                    std::fs::read_to_string(log.path()).unwrap_or_default()
+                );
+            }
+        }
+        let mine = ListParams::default().labels(&format!("test={}", self.name));
+        let (nodes, communities) = (self.nodes(), self.communities());
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let name = self.name;
+        self.runtime.block_on(async move {
+            let params = DeleteParams::default();
+            nodes.delete_collection(&params, &mine).await.ok();
+            for community in communities
+                .list(&ListParams::default())
+                .await
+                .into_iter()
+                .flatten()
+            {
+                let community = community.metadata.name.unwrap_or_default();
+                if community.starts_with(&format!("{name}-")) {
+                    communities.delete(&community, &params).await.ok();
+                }
+            }
+            namespaces.delete(name, &params).await.ok();
+        });
+    }
+}

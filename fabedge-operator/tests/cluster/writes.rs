@@ -1,0 +1,209 @@
+use std::time::Duration;
+
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+
+use super::world::World;
+
+#[test]
+fn documents_and_certificates_follow_nodes_and_communities() {
+    let mut world = World::new("follows");
+    world.start("one");
+    world.runtime.block_on(async {
+        world.add_connector().await;
+        for number in 1..=3 {
+            world.add_edge(number).await;
+        }
+        let connector = "follows.connector".to_owned();
+        world
+            .wait_until("edge3 has a document", async || {
+                world.peers(3).await == [connector.clone()]
+            })
+            .await;
+        let (document, _) = world.document("connector-config").await.unwrap();
+        assert_eq!(document.peers.len(), 3);
+        for secret in ["connector-tls", "fabedge-agent-tls-follows-edge1"] {
+            let secret = world.secrets().get(secret).await.unwrap();
+            assert_eq!(secret.type_.as_deref(), Some("kubernetes.io/tls"));
+            let keys: Vec<String> = secret.data.unwrap().into_keys().collect();
+            assert_eq!(keys, ["ca.crt", "tls.crt", "tls.key"]);
+        }
+        let node = world.nodes().get("follows-edge1").await.unwrap();
+        assert_eq!(
+            node.metadata.annotations.unwrap()["fabedge.io/subnets"],
+            "10.64.1.0/24"
+        );
+
+        // A Community changes the documents of its members, and no other.
+        let (_, edge3) = world
+            .document("fabedge-agent-config-follows-edge3")
+            .await
+            .unwrap();
+        world.join("shops", &[1, 2]).await;
+        let edge2 = "follows.follows-edge2".to_owned();
+        world
+            .wait_until("edge1 knows edge2", async || {
+                world.peers(1).await == [connector.clone(), edge2.clone()]
+            })
+            .await;
+        world
+            .wait_until("edge2 knows edge1", async || world.peers(2).await.len() == 2)
+            .await;
+        assert_eq!(
+            world
+                .document("fabedge-agent-config-follows-edge3")
+                .await
+                .unwrap()
+                .1,
+            edge3
+        );
+
+        // A member that does not exist is no reason to leave the others out.
+        world.join("shops", &[1, 2, 9]).await;
+        world
+            .wait_until("the missing member is named", async || {
+                world.said("one").contains("follows-edge9")
+            })
+            .await;
+        assert_eq!(world.peers(1).await, [connector.clone(), edge2.clone()]);
+        world
+            .communities()
+            .delete("follows-shops", &DeleteParams::default())
+            .await
+            .unwrap();
+        world
+            .wait_until("edge1 forgets edge2", async || {
+                world.peers(1).await == [connector.clone()]
+            })
+            .await;
+    });
+}
+
+#[test]
+fn what_somebody_changes_or_deletes_is_put_right() {
+    let mut world = World::new("mends");
+    world.start("one");
+    world.runtime.block_on(async {
+        world.add_connector().await;
+        world.add_edge(1).await;
+        world.add_edge(2).await;
+        let connector = ["mends.connector".to_owned()];
+        world
+            .wait_until("edge2 has a document", async || world.peers(2).await == connector)
+            .await;
+        let map = "fabedge-agent-config-mends-edge1";
+        let (before, _) = world.document(map).await.unwrap();
+
+        let broken = json!({"data": {"tunnels.yaml": "name: nobody\n"}});
+        world
+            .maps()
+            .patch(map, &PatchParams::default(), &Patch::Merge(broken))
+            .await
+            .unwrap();
+        world
+            .wait_until("the document is written again", async || {
+                let map = world.maps().get(map).await.unwrap();
+                map.data.unwrap()["tunnels.yaml"].contains("mends.mends-edge1")
+            })
+            .await;
+        let (after, _) = world.document(map).await.unwrap();
+        assert!(
+            after.generation > before.generation,
+            "agents take only a newer one"
+        );
+
+        world.maps().delete(map, &DeleteParams::default()).await.unwrap();
+        let secret = "fabedge-agent-tls-mends-edge1";
+        world
+            .secrets()
+            .delete(secret, &DeleteParams::default())
+            .await
+            .unwrap();
+        world
+            .wait_until("both are made again", async || {
+                world.maps().get_opt(map).await.unwrap().is_some()
+                    && world.secrets().get_opt(secret).await.unwrap().is_some()
+            })
+            .await;
+
+        // A node that goes takes its objects along, and leaves the others' alone.
+        world
+            .nodes()
+            .delete("mends-edge1", &DeleteParams::default())
+            .await
+            .unwrap();
+        world
+            .wait_until("its objects are gone", async || {
+                world.maps().get_opt(map).await.unwrap().is_none()
+                    && world.secrets().get_opt(secret).await.unwrap().is_none()
+            })
+            .await;
+        assert_eq!(world.peers(2).await, connector);
+    });
+}
+
+#[test]
+fn a_restart_writes_nothing_and_a_standby_takes_over() {
+    let mut world = World::new("restarts");
+    let first = world.start("first");
+    world.runtime.block_on(async {
+        world.add_connector().await;
+        for number in 1..=5 {
+            world.add_edge(number).await;
+        }
+        world
+            .wait_until("edge5 has a document", async || !world.peers(5).await.is_empty())
+            .await;
+        world
+            .wait_until("and the connector knows it", async || {
+                world
+                    .document("connector-config")
+                    .await
+                    .is_some_and(|(document, _)| document.peers.len() == 5)
+            })
+            .await;
+    });
+    let versions = |world: &World| {
+        world.runtime.block_on(async {
+            let maps = world.maps().list(&Default::default()).await.unwrap();
+            let secrets = world.secrets().list(&Default::default()).await.unwrap();
+            let maps = maps.items.into_iter().map(|map| map.metadata);
+            let metadata = maps.chain(secrets.items.into_iter().map(|secret| secret.metadata));
+            let mut versions: Vec<_> = metadata
+                .filter(|meta| {
+                    meta.labels
+                        .as_ref()
+                        .is_some_and(|labels| labels.contains_key("fabedge.io/created-by"))
+                })
+                .map(|meta| (meta.name, meta.resource_version))
+                .collect();
+            versions.sort();
+            versions
+        })
+    };
+    let before = versions(&world);
+    assert_eq!(before.len(), 12, "{before:?}");
+
+    assert!(world.terminate(first), "SIGTERM ends it well");
+    let second = world.start("second");
+    world
+        .runtime
+        .block_on(world.wait_until("it leads", async || world.said("second").contains("leading")));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(versions(&world), before);
+
+    // Killed, it cannot give its lease back: that has to run out.
+    let third = world.start("third");
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!world.said("third").contains("leading"), "one leads");
+    world.operator(second).kill().unwrap();
+    world.runtime.block_on(async {
+        world.add_edge(6).await;
+        world
+            .wait_until("the standby serves the new node", async || {
+                !world.peers(6).await.is_empty()
+            })
+            .await;
+    });
+    assert!(world.terminate(third));
+}
