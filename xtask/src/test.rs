@@ -106,7 +106,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
         let began = Instant::now();
         let run = match suite {
             Suite::Unit => unit(places),
-            Suite::Bpf => machine_tests(places)
+            Suite::Bpf => special_tests(places, MACHINE_TESTS)
                 .and_then(|programs| in_machine(places, Kernel::Host, &programs, None, "bpf", interrupt)),
             Suite::Lab => lab(places, arguments, interrupt),
             Suite::Docs => checks(places),
@@ -169,7 +169,7 @@ fn chart(places: &Places) -> Result<Counts> {
 }
 
 /// Runs a test command with its output on ours; a failure that no closing line tells counts as one.
-fn counted(command: &mut Command) -> Result<Counts> {
+pub fn counted(command: &mut Command) -> Result<Counts> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -230,7 +230,7 @@ const WORLDS: [World; 3] = [
 ];
 
 fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<Counts> {
-    let programs = machine_tests(places)?;
+    let programs = special_tests(places, MACHINE_TESTS)?;
     let mut sum = Counts::default();
     for world in &WORLDS {
         if !arguments.kernel.is_empty() && !arguments.kernel.contains(&world.kernel) {
@@ -326,6 +326,9 @@ fn checks(places: &Places) -> Result<Counts> {
 /// The feature that a test target requires when it needs root, namespaces and Debian's programs.
 const MACHINE_TESTS: &str = "machine-tests";
 
+/// The feature that a test target requires when it needs an API server.
+pub const CLUSTER_TESTS: &str = "cluster-tests";
+
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
@@ -344,8 +347,8 @@ struct Target {
     required_features: Vec<String>,
 }
 
-/// Builds the test programs that need a machine and returns their files.
-fn machine_tests(places: &Places) -> Result<Vec<PathBuf>> {
+/// Builds the test programs that require a feature and returns their files.
+pub fn special_tests(places: &Places, feature: &str) -> Result<Vec<PathBuf>> {
     let metadata = output(
         Command::new(cargo())
             .args(["metadata", "--format-version=1", "--no-deps"])
@@ -360,17 +363,19 @@ fn machine_tests(places: &Places) -> Result<Vec<PathBuf>> {
             "--release",
             "--no-run",
             "--message-format=json-render-diagnostics",
-            "--package",
+            // Of one package, dependencies have other features than in the suite `unit`, and are built anew.
+            "--workspace",
+            "--features",
         ]);
         build
-            .args([&package.name, "--features", MACHINE_TESTS])
+            .arg(format!("{}/{feature}", package.name))
             .current_dir(&places.repo);
         let mut names = Vec::new();
         for target in &package.targets {
             if target
                 .required_features
                 .iter()
-                .any(|feature| feature == MACHINE_TESTS)
+                .any(|required| required == feature)
             {
                 build.args(["--test", &target.name]);
                 names.push(&target.name);

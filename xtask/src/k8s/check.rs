@@ -18,6 +18,7 @@ use crate::places::Places;
 use crate::progress::output;
 use crate::setup::{self, kubernetes};
 use crate::tally::Counts;
+use crate::test;
 
 /// A namespace, a node as its kubelet would report it, and a document in the namespace.
 const OBJECTS: &str = include_str!("check/objects.yaml");
@@ -90,6 +91,7 @@ const IN_TIME_PATIENCE: Duration = Duration::from_secs(60);
 /// When something cannot be tried at all.
 pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
     setup::ensure_kubernetes(places)?;
+    let programs = test::special_tests(places, test::CLUSTER_TESTS)?;
     let files = super::files(places);
     if State::read(&files.folder)?.is_some_and(|state| state.lives()) {
         bail!("a control plane is up: end it with `cargo xtask k8s down`, for this suite starts its own");
@@ -106,7 +108,7 @@ pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
         folder,
         counts: Counts::default(),
     };
-    let outcome = check.all();
+    let outcome = check.all(&programs);
     // Whatever stopped us: nothing of ours stays.
     super::end(places)?;
     outcome?;
@@ -123,7 +125,7 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn all(&mut self) -> Result<()> {
+    fn all(&mut self, programs: &[PathBuf]) -> Result<()> {
         self.fails_to_start()?;
         self.starts_in_a_namespace()?;
         self.is_killed_while_starting()?;
@@ -140,6 +142,14 @@ impl Check<'_> {
         self.type_xtask("status", true, "kube-scheduler")?;
         self.ask(&state)?;
         self.establish_ours(&state)?;
+        for program in programs {
+            // One at a time: they tell how long things take.
+            let mut tests = Command::new(program);
+            tests
+                .args(["--test-threads=1", "--nocapture"])
+                .env("KUBECONFIG", &state.kubeconfig);
+            self.counts += test::counted(&mut tests)?;
+        }
         // The last one started, on which nothing else depends.
         if let Some(last) = state.programs.last() {
             last.process.kill();
