@@ -64,7 +64,7 @@ pub struct Run {
     #[arg(long, env = "POD_NAME", default_value_t = host_name())]
     pub identity: String,
     /// Where /healthz, /readyz and /metrics are served.
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:3031")]
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
 }
 

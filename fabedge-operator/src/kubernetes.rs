@@ -24,7 +24,7 @@ use crate::finding::{Finding, Severity};
 use crate::observe::{convert_settings, manifest};
 use crate::pki::Authority;
 use crate::reporter::{Reporter, chain};
-use crate::snapshot::Settings;
+use crate::snapshot::{CniType, Settings};
 use crate::topology::{self, Topology, render};
 use live::Live;
 use publish::{Publisher, Report};
@@ -248,8 +248,11 @@ impl Operator {
             },
         };
         let documents = render::documents(topology);
-        // A prefix is the node's before anybody hears of it: two operators could give it away twice.
-        let mut report = self.publisher.annotate(&self.live, topology).await;
+        let mut report = Report::default();
+        if self.settings.cni == CniType::Calico {
+            // Ours to give, and the node's before anybody hears of it: another operator could give it away again.
+            report = self.publisher.annotate(&self.live, topology).await;
+        }
         report.absorb(
             self.publisher
                 .publish(&documents, &self.live, authority.as_ref(), now)

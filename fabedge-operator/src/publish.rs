@@ -195,7 +195,7 @@ impl Output {
         };
         let path = folder.join(DOCUMENT);
         let before = read(&path)?;
-        if let Some(text) = next_document(document, before.as_deref(), now)? {
+        if let Some(text) = next_document(document, before.as_deref(), None, now)? {
             files::replace(&path, text.as_bytes(), 0o644).map_err(io_error("writing", &path))?;
             report.documents.push(name.to_owned());
         }
@@ -286,10 +286,11 @@ impl Output {
 }
 
 /// The text to write, if `document` says something else than `before`: its generation then is higher than any
-/// that was published, even where the earlier text is lost.
+/// that was published, even where the earlier text is lost. `floor` is the highest that is known to have been.
 pub(crate) fn next_document(
     document: &NodeConfig,
     before: Option<&str>,
+    floor: Option<u64>,
     now: OffsetDateTime,
 ) -> Result<Option<String>, Error> {
     let with = |generation| {
@@ -309,11 +310,12 @@ pub(crate) fn next_document(
         return Ok(None);
     }
     let clock = u64::try_from(now.unix_timestamp()).unwrap_or_default();
-    with(published.map_or(clock, |generation| clock.max(generation.saturating_add(1)))).map(Some)
+    let highest = published.max(floor);
+    with(highest.map_or(clock, |generation| clock.max(generation.saturating_add(1)))).map(Some)
 }
 
 /// The generation in a document's text. Without a parser, so that it can be had of a damaged document too.
-fn generation(text: &str) -> Option<u64> {
+pub(crate) fn generation(text: &str) -> Option<u64> {
     text.lines()
         .find_map(|line| line.strip_prefix("generation:"))?
         .trim()

@@ -6,15 +6,17 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build;
 use crate::places::Places;
 use crate::progress::{attached, step};
-use crate::toolchain::cargo;
 
 /// Where the chart keeps the custom resource definitions.
 const CRDS: &str = "charts/fabedge/crds";
 
 /// Makes the files; with `check` it fails instead where one is not as it would be made.
 pub fn generate(places: &Places, check: bool) -> Result<()> {
+    // The operator knows its own types; linking it here would make every xtask command wait for kube.
+    build::all(places)?;
     step("custom resource definitions of the chart", || {
         let made = definitions(places)?;
         let folder = places.repo.join(CRDS);
@@ -41,18 +43,15 @@ pub fn generate(places: &Places, check: bool) -> Result<()> {
     })
 }
 
-/// The operator knows its own types; linking it here would make every xtask command wait for kube.
+/// What the operator that was built says.
 fn definitions(places: &Places) -> Result<BTreeMap<String, String>> {
     let folder = places.target.join("generate");
     if folder.exists() {
         std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let mut run = Command::new(cargo());
-    run.args(["run", "--quiet", "--release", "--package", "fabedge-operator"])
-        .args(["--", "crds", "--out"])
-        .arg(&folder);
-    attached(run.current_dir(&places.repo))?;
+    let mut operator = Command::new(places.target.join("release/fabedge-operator"));
+    attached(operator.args(["crds", "--out"]).arg(&folder))?;
     read(&folder)
 }
 

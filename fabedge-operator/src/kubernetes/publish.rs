@@ -19,6 +19,7 @@ use super::{MANAGER, authority, objects};
 use crate::api::SUBNETS;
 use crate::pki::inspect::{Verdict, judge};
 use crate::pki::{self, Authority, Leaf};
+use crate::publish::{generation, next_document};
 use crate::topology::{Previous, Topology};
 
 /// Requests under way at a time: more make the API server slower for everybody.
@@ -86,6 +87,8 @@ impl Report {
 struct Known {
     /// The ConfigMap's document.
     text: Option<String>,
+    /// The highest generation that was there.
+    generation: Option<u64>,
     /// The owner of both objects.
     node: Option<String>,
     /// The pod prefixes in the document.
@@ -119,6 +122,7 @@ impl Tls {
 impl Known {
     fn take_config_map(&mut self, object: &ConfigMap) {
         self.text = document_of(object);
+        self.generation = self.generation.max(self.text.as_deref().and_then(generation));
         self.node = owner(object);
         self.document = None;
         let parsed = self.text.as_deref().and_then(|text| NodeConfig::parse(text).ok());
@@ -378,10 +382,11 @@ impl Publisher {
             }
         }
         let next =
-            crate::publish::next_document(document, known.text.as_deref(), now).map_err(Error::Document)?;
+            next_document(document, known.text.as_deref(), known.generation, now).map_err(Error::Document)?;
         let wrote_document = next.is_some();
         if let Some(text) = next.or_else(|| known.text.clone().filter(|_| moved)) {
             apply(&self.maps, &map, &objects::config_map(name, node, &text)).await?;
+            known.generation = known.generation.max(generation(&text));
             known.text = Some(text);
         }
         known.node = node.map(str::to_owned);

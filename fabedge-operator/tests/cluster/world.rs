@@ -20,6 +20,8 @@ pub struct World {
     pub name: &'static str,
     pub client: Client,
     pub runtime: Runtime,
+    /// Calico's cluster: edges get their prefixes from a pool of ours.
+    pub calico: bool,
     folder: tempfile::TempDir,
     operators: Vec<Child>,
 }
@@ -38,6 +40,7 @@ impl World {
             name,
             client,
             runtime,
+            calico: false,
             folder: tempfile::tempdir().unwrap(),
             operators: Vec::new(),
         };
@@ -148,7 +151,7 @@ impl World {
     /// Starts an operator; returns its place among [`Self::operator`]s.
     pub fn start(&mut self, identity: &str) -> usize {
         let settings = self.folder.path().join("settings.yaml");
-        let text = json!({
+        let mut text = json!({
             "apiVersion": "fabedge.io/v1alpha1", "kind": "Settings", "metadata": {"name": "settings"},
             "spec": {
                 "name": self.name, "cniType": "flannel",
@@ -158,6 +161,12 @@ impl World {
                 "clusterCIDR": ["10.0.0.0/8"], "serviceClusterIPRange": ["172.21.0.0/16"],
             },
         });
+        if self.calico {
+            let spec = &mut text["spec"];
+            spec["cniType"] = json!("calico");
+            spec["clusterCIDR"] = json!(["10.32.0.0/16"]);
+            spec["edgePodCIDR"] = json!("10.128.0.0/16");
+        }
         std::fs::write(&settings, text.to_string()).unwrap();
         let log = std::fs::File::create(self.log(identity)).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_fabedge-operator"))
@@ -218,6 +227,31 @@ impl World {
                 .map(|peer| peer.endpoint.name.clone())
                 .collect()
         })
+    }
+
+    /// Versions of everything that the operator has made.
+    pub async fn versions(&self) -> Vec<(Option<String>, Option<String>)> {
+        let ours = ListParams::default().labels("fabedge.io/created-by");
+        let maps = self.maps().list(&ours).await.unwrap();
+        let secrets = self.secrets().list(&ours).await.unwrap();
+        let maps = maps.items.into_iter().map(|map| map.metadata);
+        let metadata = maps.chain(secrets.items.into_iter().map(|secret| secret.metadata));
+        metadata.map(|meta| (meta.name, meta.resource_version)).collect()
+    }
+
+    /// Waits until the operator has nothing more to write.
+    pub async fn settle(&self) {
+        let started = Instant::now();
+        let mut before = self.versions().await;
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = self.versions().await;
+            if now == before {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "the operator goes on writing");
+            before = now;
+        }
     }
 
     /// Waits until `holds`; returns how long that took.

@@ -29,12 +29,14 @@ fn documents_and_certificates_follow_nodes_and_communities() {
             assert_eq!(keys, ["ca.crt", "tls.crt", "tls.key"]);
         }
         let node = world.nodes().get("follows-edge1").await.unwrap();
-        assert_eq!(
-            node.metadata.annotations.unwrap()["fabedge.io/subnets"],
-            "10.64.1.0/24"
+        let annotations = node.metadata.annotations.unwrap();
+        assert!(
+            !annotations.contains_key("fabedge.io/subnets"),
+            "spec.podCIDR says it"
         );
 
         // A Community changes the documents of its members, and no other.
+        world.settle().await;
         let (_, edge3) = world
             .document("fabedge-agent-config-follows-edge3")
             .await
@@ -163,26 +165,10 @@ fn a_restart_writes_nothing_and_a_standby_takes_over() {
             })
             .await;
     });
-    let versions = |world: &World| {
-        world.runtime.block_on(async {
-            let maps = world.maps().list(&Default::default()).await.unwrap();
-            let secrets = world.secrets().list(&Default::default()).await.unwrap();
-            let maps = maps.items.into_iter().map(|map| map.metadata);
-            let metadata = maps.chain(secrets.items.into_iter().map(|secret| secret.metadata));
-            let mut versions: Vec<_> = metadata
-                .filter(|meta| {
-                    meta.labels
-                        .as_ref()
-                        .is_some_and(|labels| labels.contains_key("fabedge.io/created-by"))
-                })
-                .map(|meta| (meta.name, meta.resource_version))
-                .collect();
-            versions.sort();
-            versions
-        })
-    };
-    let before = versions(&world);
-    assert_eq!(before.len(), 12, "{before:?}");
+    world.runtime.block_on(world.settle());
+    let before = world.runtime.block_on(world.versions());
+    // Five edges and the connector, with a Secret each.
+    assert!(before.len() >= 12, "{before:?}");
 
     assert!(world.terminate(first), "SIGTERM ends it well");
     let second = world.start("second");
@@ -190,7 +176,7 @@ fn a_restart_writes_nothing_and_a_standby_takes_over() {
         .runtime
         .block_on(world.wait_until("it leads", async || world.said("second").contains("leading")));
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(versions(&world), before);
+    assert_eq!(world.runtime.block_on(world.versions()), before);
 
     // Killed, it cannot give its lease back: that has to run out.
     let third = world.start("third");
@@ -206,4 +192,58 @@ fn a_restart_writes_nothing_and_a_standby_takes_over() {
             .await;
     });
     assert!(world.terminate(third));
+}
+
+#[test]
+fn with_calico_edges_get_prefixes_that_stay_theirs() {
+    let mut world = World::new("pools");
+    world.calico = true;
+    let first = world.start("first");
+    let subnet = async |world: &World, number: usize| {
+        let node = world.nodes().get(&world.edge(number)).await.unwrap();
+        let annotations = node.metadata.annotations.unwrap_or_default();
+        annotations.get("fabedge.io/subnets").cloned().unwrap_or_default()
+    };
+    world.runtime.block_on(async {
+        world.add_connector().await;
+        for number in 1..=3 {
+            world.add_edge(number).await;
+        }
+        for number in 1..=3 {
+            world
+                .wait_until("a document", async || !world.peers(number).await.is_empty())
+                .await;
+            let map = format!("fabedge-agent-config-{}", world.edge(number));
+            let (document, _) = world.document(&map).await.unwrap();
+            let subnet = subnet(&world, number).await;
+            assert!(
+                subnet.starts_with("10.128.") && subnet.ends_with("/24"),
+                "{subnet}"
+            );
+            assert_eq!(document.endpoint.subnets[0].to_string(), subnet);
+        }
+    });
+    assert!(world.terminate(first));
+    // While nobody leads, one goes and another comes: the others keep theirs.
+    world.runtime.block_on(async {
+        let gone = world.edge(1);
+        world
+            .nodes()
+            .delete(&gone, &DeleteParams::default())
+            .await
+            .unwrap();
+    });
+    let before = world
+        .runtime
+        .block_on(async { [subnet(&world, 2).await, subnet(&world, 3).await] });
+    world.start("second");
+    world.runtime.block_on(async {
+        world.add_edge(4).await;
+        world
+            .wait_until("a document", async || !world.peers(4).await.is_empty())
+            .await;
+        let now = [subnet(&world, 2).await, subnet(&world, 3).await];
+        assert_eq!(now, before);
+        assert!(!before.contains(&subnet(&world, 4).await));
+    });
 }
