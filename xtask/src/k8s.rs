@@ -2,6 +2,7 @@
 //! manager and scheduler as processes on loopback, with a PKI of their own and RBAC.
 
 pub mod check;
+pub mod helm;
 pub mod pki;
 pub mod plane;
 pub mod programs;

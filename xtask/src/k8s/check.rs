@@ -1,6 +1,7 @@
 //! The control plane, tried as a user types its commands, and what happens when it does not come up.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::helm;
 use super::pki;
 use super::plane::{self, Plane};
 use super::programs::{Files, Ports, Seat};
@@ -142,12 +144,18 @@ impl Check<'_> {
         self.type_xtask("status", true, "kube-scheduler")?;
         self.ask(&state)?;
         self.establish_ours(&state)?;
+        let path = self.path(&state)?;
         for program in programs {
             // One at a time: they tell how long things take.
             let mut tests = Command::new(program);
             tests
                 .args(["--test-threads=1", "--nocapture"])
-                .env("KUBECONFIG", &state.kubeconfig);
+                .env("KUBECONFIG", &state.kubeconfig)
+                .env("PATH", &path)
+                .env(
+                    "FABEDGE_OPERATOR",
+                    self.places.target.join("release/fabedge-operator"),
+                );
             self.counts += test::counted(&mut tests)?;
         }
         // The last one started, on which nothing else depends.
@@ -313,6 +321,19 @@ impl Check<'_> {
             self.tell(&format!("kubectl {line}"), outcome);
         }
         Ok(())
+    }
+
+    /// Where programs look for others: a helm and a kubectl of this server's version come first.
+    fn path(&self, state: &State) -> Result<OsString> {
+        let folder = self.folder.join("bin");
+        helm::lay(self.places, &folder)?;
+        symlink(&state.kubectl, folder.join("kubectl"))?;
+        let mut path = OsString::from(&folder);
+        if let Some(others) = std::env::var_os("PATH") {
+            path.push(":");
+            path.push(others);
+        }
+        Ok(path)
     }
 
     /// The CRDs of the chart, when there is one.
