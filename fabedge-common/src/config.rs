@@ -6,6 +6,7 @@
 //! Unknown fields are ignored, so that an older agent can read what a newer operator adds; a change of meaning
 //! takes a new [`VERSION`].
 
+pub mod packed;
 mod prefixes;
 mod problem;
 mod validate;
@@ -133,6 +134,12 @@ pub enum Error {
     /// The end is missing.
     #[error("the document is truncated: it does not end with the line `...`")]
     Truncated,
+    /// The compressed form is not what it should be.
+    #[error("tunnels.yaml.gz is damaged, truncated, or no gzip of a text")]
+    Damaged(#[source] std::io::Error),
+    /// More than a document ever holds.
+    #[error("the document is larger than {} MiB", packed::MAX_BYTES >> 20)]
+    TooLarge,
     /// Written by a newer operator with another meaning.
     #[error("the document has version {found}, this agent reads up to {VERSION}: upgrade the agent")]
     Version {
