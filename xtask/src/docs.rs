@@ -1,4 +1,7 @@
-//! What the documents say must be true: links lead somewhere, and the commands in them exist.
+//! What the documents say must be true: links lead somewhere, the commands in them exist, and those of the guides can
+//! be run by tests.
+
+pub mod guide;
 
 use std::path::Path;
 use std::process::Command;
@@ -9,6 +12,21 @@ use clap::CommandFactory;
 use crate::Cli;
 use crate::progress::output;
 use crate::rules::Checked;
+
+/// The guides whose commands tests run.
+const GUIDES: [&str; 5] = [
+    "docs/install.md",
+    "docs/install.zh.md",
+    "docs/upgrade.md",
+    "docs/uninstall.md",
+    "docs/uninstall.zh.md",
+];
+
+/// Guides in two languages, with the same commands.
+const TRANSLATED: [(&str, &str); 2] = [
+    ("docs/install.md", "docs/install.zh.md"),
+    ("docs/uninstall.md", "docs/uninstall.zh.md"),
+];
 
 /// Checks every Markdown file that git tracks.
 pub fn check(repo: &Path) -> Result<Vec<Checked>> {
@@ -37,7 +55,30 @@ pub fn check(repo: &Path) -> Result<Vec<Checked>> {
     Ok(vec![
         ("links in documents lead to files", dead),
         ("commands in documents exist", unknown),
+        ("commands of guides can be found by tests", guides(repo)?),
     ])
+}
+
+/// What is wrong with the marks of the guides, and where their languages differ.
+fn guides(repo: &Path) -> Result<Vec<String>> {
+    let read = |name: &str| {
+        let path = repo.join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let at = |name: &str, faults: Vec<(usize, String)>| {
+        let told = |(line, fault): (usize, String)| format!("{name}:{line}: {fault}");
+        faults.into_iter().map(told).collect::<Vec<_>>()
+    };
+    let mut wrong = Vec::new();
+    for name in GUIDES {
+        wrong.extend(at(name, guide::faults(&guide::blocks(&read(name)?))));
+    }
+    for (one, other) in TRANSLATED {
+        let (first, second) = (read(one)?, read(other)?);
+        let found = guide::differences(&guide::blocks(&first), &guide::blocks(&second));
+        wrong.extend(at(other, found));
+    }
+    Ok(wrong)
 }
 
 /// The targets of relative links and pictures, without their anchors.
