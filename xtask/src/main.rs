@@ -4,6 +4,7 @@ mod build;
 mod clean;
 mod docs;
 mod generate;
+mod image;
 mod interrupt;
 mod k8s;
 mod kept;
@@ -60,6 +61,8 @@ enum Task {
     /// A real Kubernetes control plane on this machine: etcd, API server, controllers, scheduler
     #[command(subcommand)]
     K8s(k8s::K8s),
+    /// Build the container images into OCI archives, of which a container runtime needs no registry
+    Image(image::Arguments),
     /// Run the suites: unit tests, programs and netlink on this kernel, the lab on three, the documents
     Test(test::Arguments),
     /// Make the files of the repository that come from its code: the chart's custom resource definitions
@@ -132,6 +135,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Task::Lab(task) => return Ok(exit_code(lab::lab(&places()?, &task, &Interrupt::watch()?)?)),
         Task::K8s(task) => k8s::k8s(&places()?, &task, &Interrupt::watch()?)?,
+        Task::Image(arguments) => image::image(&places()?, &arguments)?,
         Task::Test(arguments) => {
             if !test::test(&places()?, &arguments, &Interrupt::watch()?)? {
                 return Ok(ExitCode::FAILURE);

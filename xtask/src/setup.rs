@@ -7,7 +7,7 @@ pub mod kernels;
 pub mod kubernetes;
 pub mod linker;
 pub mod root;
-mod sources;
+pub mod sources;
 
 use std::time::Instant;
 
@@ -67,7 +67,8 @@ fn complete(places: &Places) -> Result<bool> {
         && apt::missing(apt::HOST_PACKAGES)?.is_empty())
 }
 
-fn check_system() -> Result<()> {
+/// Whether Debian packages can be installed here.
+pub fn check_system() -> Result<()> {
     if !is_debian_12() || std::env::consts::ARCH != "x86_64" {
         bail!(
             "this is not Debian 12 on x86_64: its packages, kernels and tools are what the lab is made of. Use a \

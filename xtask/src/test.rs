@@ -17,7 +17,7 @@ use crate::places::Places;
 use crate::progress::output;
 use crate::tally::{Counts, Tally};
 use crate::toolchain::cargo;
-use crate::{build, docs, k8s, kept, rules, setup};
+use crate::{build, docs, image, k8s, kept, rules, setup};
 
 /// The suites.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -34,6 +34,8 @@ enum Suite {
     /// A real Kubernetes control plane, from `k8s up` to `k8s down`; only when it is asked for by name, for the first
     /// run builds Kubernetes
     K8s,
+    /// The container images, run as the chart runs them; not run by default, since it installs what builds and runs them
+    Image,
     /// The Helm chart, rendered by Helm's engine; not run by default, since it fetches a Python package
     Chart,
 }
@@ -46,6 +48,7 @@ impl Suite {
             Suite::Lab => "lab",
             Suite::Docs => "docs",
             Suite::K8s => "k8s",
+            Suite::Image => "image",
             Suite::Chart => "chart",
         }
     }
@@ -54,7 +57,7 @@ impl Suite {
     fn needs_programs(&self) -> bool {
         match self {
             Suite::Unit | Suite::Bpf | Suite::Lab => true,
-            Suite::Docs | Suite::K8s | Suite::Chart => false,
+            Suite::Docs | Suite::Image | Suite::K8s | Suite::Chart => false,
         }
     }
 }
@@ -85,6 +88,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
         Suite::Chart,
         Suite::Unit,
         Suite::Bpf,
+        Suite::Image,
         Suite::Lab,
         Suite::K8s,
     ]
@@ -110,6 +114,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
                 .and_then(|programs| in_machine(places, Kernel::Host, &programs, None, "bpf", interrupt)),
             Suite::Lab => lab(places, arguments, interrupt),
             Suite::Docs => checks(places),
+            Suite::Image => image::check::check(places, interrupt),
             Suite::K8s => k8s::check::check(places, interrupt),
             Suite::Chart => chart(places),
         };
