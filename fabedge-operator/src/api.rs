@@ -27,6 +27,10 @@ pub const NODE_PUBLIC_ADDRESSES: &str = "fabedge.io/node-public-addresses";
 /// Annotation of an edge node: overrides `edgeToEdge` of the settings.
 pub const EDGE_TO_EDGE: &str = "fabedge.io/edge-to-edge";
 
+/// What annotations of an edge node begin with that are options of its agent: `argument.fabedge.io/log: debug` becomes
+/// `--log=debug`.
+pub const ARGUMENT: &str = "argument.fabedge.io/";
+
 /// A custom resource as a user writes it into a file. Unlike the type that an API client uses, it refuses what it
 /// does not know; the status is the operator's to write and is not read.
 #[derive(Clone, Debug, Deserialize)]

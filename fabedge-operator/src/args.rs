@@ -26,9 +26,12 @@ pub enum Command {
     /// Run in a cluster: what the chart installs.
     ///
     /// Watches Nodes, Communities and Clusters, and keeps a ConfigMap with the document and a Secret with the
-    /// certificate of every edge and of the connector up to date, in its own namespace. One of several replicas
-    /// leads, by the Lease fabedge-operator-leader. Finds the API by KUBECONFIG, ~/.kube/config or its service
-    /// account. Ends on SIGTERM or SIGINT; what was published stays in force.
+    /// certificate of every edge and of the connector up to date, in its own namespace, and the pod
+    /// fabedge-agent-<node> of every edge, made of the PodTemplate fabedge-agent. A new image is given to running pods;
+    /// for another template or other arguments (annotations argument.fabedge.io/<option> of a Node) they are replaced,
+    /// three at a time. One of several replicas leads, by the Lease fabedge-operator-leader. Finds the API by
+    /// KUBECONFIG, ~/.kube/config or its service account. Ends on SIGTERM or SIGINT; what was published stays in
+    /// force.
     Run(Run),
     /// Run on a folder of manifests: no Kubernetes API needed.
     ///
@@ -57,7 +60,7 @@ pub struct Run {
     /// File with a Settings object: what stands under `cluster:` in the chart's values.
     #[arg(long, value_name = "FILE", default_value = "/etc/fabedge/settings.yaml")]
     pub settings: PathBuf,
-    /// Namespace of ConfigMaps, Secrets and the Lease.
+    /// Namespace of ConfigMaps, Secrets, pods and the Lease.
     #[arg(long, env = "NAMESPACE", default_value = "fabedge")]
     pub namespace: String,
     /// Name of this replica in the Lease; the pod's, by default the host name.

@@ -5,6 +5,7 @@ mod authority;
 mod lease;
 mod live;
 mod objects;
+mod pods;
 mod publish;
 mod serve;
 mod watch;
@@ -20,13 +21,14 @@ use tokio::sync::watch as channel;
 use tracing::{info, warn};
 
 use crate::args;
-use crate::finding::{Finding, Severity};
+use crate::finding::Severity;
 use crate::observe::{convert_settings, manifest};
 use crate::pki::Authority;
 use crate::reporter::{Reporter, chain};
 use crate::snapshot::{CniType, Settings};
 use crate::topology::{self, Topology, render};
-use live::Live;
+use live::{Change, Live};
+use pods::{Pods, Turn};
 use publish::{Publisher, Report};
 use serve::Status;
 
@@ -168,6 +170,7 @@ struct Operator {
     live: Live,
     watch: watch::Watch,
     publisher: Publisher,
+    pods: Pods,
     settings: Settings,
     authority: Option<Authority>,
     status: Arc<Status>,
@@ -181,7 +184,8 @@ impl Operator {
         Self {
             live: Live::default(),
             watch: watch::Watch::new(&client, namespace),
-            publisher: Publisher::new(client, namespace),
+            publisher: Publisher::new(client.clone(), namespace),
+            pods: Pods::new(client, namespace),
             settings,
             authority: None,
             status,
@@ -197,19 +201,33 @@ impl Operator {
         Ok(())
     }
 
-    /// Resolves when a pass is due. Cancel-safe: what was seen is not lost.
+    /// Keeps the pods until a pass is due. Cancel-safe: what was seen is not lost.
     async fn due(&mut self) {
         loop {
             let idle = self.next.saturating_duration_since(Instant::now());
+            let leads = self.status.leads();
             tokio::select! {
-                event = self.watch.next() => {
-                    if self.live.take(event, &mut self.publisher) {
-                        self.next = self.next.min(Instant::now() + DEBOUNCE);
+                event = self.watch.next() => match self.live.take(event, &mut self.publisher) {
+                    Change::Everything => self.soon(DEBOUNCE),
+                    Change::Pods => self.pods.soon(),
+                    Change::Nothing => {}
+                },
+                turn = self.pods.turn(), if leads => match turn {
+                    Turn::Plan => self.pods.plan(&self.live, OffsetDateTime::now_utc()),
+                    Turn::Take(done) => {
+                        if self.pods.take(done, &mut self.live, OffsetDateTime::now_utc()) {
+                            // Which reports it.
+                            self.soon(RETRY);
+                        }
                     }
-                }
-                () = tokio::time::sleep(idle), if self.live.complete() && self.status.leads() => return,
+                },
+                () = tokio::time::sleep(idle), if self.live.complete() && leads => return,
             }
         }
+    }
+
+    fn soon(&mut self, time: Duration) {
+        self.next = self.next.min(Instant::now() + time);
     }
 
     /// Computes, and publishes what differs.
@@ -219,7 +237,15 @@ impl Operator {
         let previous = self.publisher.previous();
         let (topology, more) = topology::compute(&snapshot, &self.settings, &previous);
         findings.extend(more);
-        let (report, failures) = self.publish(&topology, &findings, now).await;
+        // What cannot be read may be a node that seems gone.
+        let whole = !findings
+            .iter()
+            .any(|f| f.problem.object.starts_with("Node") && f.severity == Severity::Error);
+        let (report, mut failures) = self.publish(&topology, whole, now).await;
+        findings.extend(self.pods.want(&topology, &self.live, &self.publisher, whole));
+        // At once: a kubelet that is told of a new document fetches it.
+        self.pods.plan(&self.live, now);
+        failures.extend(self.pods.failures());
         self.reporter.report(&findings, &failures);
         self.status
             .pass(&report, &findings, failures.len(), started.elapsed());
@@ -229,7 +255,7 @@ impl Operator {
     async fn publish(
         &mut self,
         topology: &Topology,
-        findings: &[Finding],
+        whole: bool,
         now: OffsetDateTime,
     ) -> (Report, Vec<String>) {
         let mut failures = Vec::new();
@@ -258,11 +284,7 @@ impl Operator {
                 .publish(&documents, &self.live, authority.as_ref(), now)
                 .await,
         );
-        // What cannot be read may be a node that seems gone.
-        let incomplete = findings
-            .iter()
-            .any(|f| f.problem.object.starts_with("Node") && f.severity == Severity::Error);
-        if !incomplete {
+        if whole {
             let mut keep = topology.unresolved.clone();
             if topology.cloud.is_some() {
                 keep.insert(CLOUD.to_owned());

@@ -37,6 +37,9 @@ pub struct Node {
     pub subnets: Vec<IpNet>,
     /// Overrides [`Settings::edge_to_edge`].
     pub edge_to_edge: Option<EdgeToEdge>,
+    /// Options of its agent as its owner writes them, by name.
+    #[serde(default)]
+    pub arguments: BTreeMap<String, String>,
 }
 
 /// A set of endpoints that may talk to each other.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cluster {
+    mod kubelet;
+    mod pods;
     mod scale;
     mod world;
     mod writes;

@@ -2,6 +2,7 @@
 //! here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use kube::ResourceExt;
@@ -9,6 +10,7 @@ use kube::core::DynamicObject;
 use kube::runtime::watcher::Event as Watched;
 use serde::de::DeserializeOwned;
 
+use super::pods::{AgentPod, Template, observed, template};
 use super::publish::Publisher;
 use crate::api::{ClusterSpec, CommunitySpec};
 use crate::finding::Finding;
@@ -29,37 +31,124 @@ pub enum Event {
     ConfigMap(Watched<core::ConfigMap>),
     /// A Secret of ours.
     Secret(Watched<core::Secret>),
+    /// A pod of ours.
+    Pod(Box<Watched<core::Pod>>),
+    /// A pod of the connector's Deployment.
+    Connector(Box<Watched<core::Pod>>),
+    /// The PodTemplate of the agents' pods.
+    Template(Box<Watched<core::PodTemplate>>),
+}
+
+/// What has to be looked at after an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing: it is known, or of no concern.
+    Nothing,
+    /// The pods: the topology is as it was.
+    Pods,
+    /// Everything.
+    Everything,
+}
+
+impl Change {
+    fn everything(if_it: bool) -> Self {
+        if if_it { Self::Everything } else { Self::Nothing }
+    }
+
+    fn pods(if_it: bool) -> Self {
+        if if_it { Self::Pods } else { Self::Nothing }
+    }
 }
 
 /// Everything that was shown.
 #[derive(Debug, Default)]
 pub struct Live {
-    nodes: Seen<(Node, String)>,
+    nodes: Seen<LiveNode>,
     communities: Seen<Community>,
     clusters: Seen<Cluster>,
+    agents: Seen<AgentPod>,
+    /// Whether each of the connector's pods is ready.
+    connectors: Seen<bool>,
+    templates: Seen<Arc<Template>>,
+}
+
+#[derive(Debug, PartialEq)]
+struct LiveNode {
+    node: Node,
+    uid: String,
+    online: bool,
 }
 
 impl Live {
-    /// Takes an event; returns whether a pass should look at what it changed.
-    pub fn take(&mut self, event: Event, publisher: &mut Publisher) -> bool {
+    /// Takes an event; returns what it changed.
+    pub fn take(&mut self, event: Event, publisher: &mut Publisher) -> Change {
         match event {
-            Event::Node(event) => self.nodes.take(*event, "Node", |object: &core::Node| {
-                Ok((convert::node(object)?, object.uid().unwrap_or_default()))
-            }),
-            Event::Community(event) => self.communities.take(event, "Community", |object| {
-                convert::community(&spec::<CommunitySpec>(object)?)
-            }),
-            Event::Cluster(event) => self.clusters.take(event, "Cluster", |object| {
-                convert::cluster(&object.name_any(), &spec::<ClusterSpec>(object)?)
-            }),
-            Event::ConfigMap(event) => publisher.config_map_seen(&event),
-            Event::Secret(event) => publisher.secret_seen(&event),
+            Event::Node(event) => Change::everything(self.nodes.take(*event, "Node", named, |object| {
+                Ok(LiveNode {
+                    node: convert::node(object)?,
+                    uid: object.uid().unwrap_or_default(),
+                    online: observed::online(object),
+                })
+            })),
+            Event::Community(event) => {
+                Change::everything(self.communities.take(event, "Community", named, |object| {
+                    convert::community(&spec::<CommunitySpec>(object)?)
+                }))
+            }
+            Event::Cluster(event) => {
+                Change::everything(self.clusters.take(event, "Cluster", named, |object| {
+                    convert::cluster(&object.name_any(), &spec::<ClusterSpec>(object)?)
+                }))
+            }
+            Event::ConfigMap(event) => Change::everything(publisher.config_map_seen(&event)),
+            Event::Secret(event) => Change::everything(publisher.secret_seen(&event)),
+            Event::Pod(event) => Change::pods(self.agent_seen(*event)),
+            Event::Connector(event) => Change::pods(
+                self.connectors
+                    .take(*event, "Pod", named, |pod| Ok(observed::ready(pod))),
+            ),
+            Event::Template(event) => Change::everything(self.templates.take(
+                *event,
+                "PodTemplate",
+                |object| Some(object.name_any()).filter(|name| name == template::NAME),
+                |object| Template::new(object).map(Arc::new),
+            )),
         }
     }
 
-    /// Whether every kind was listed once: until then something that is missing may merely not have come yet.
+    /// Takes notice of a pod, of the watch or of the answer to a request; returns whether it is news.
+    pub fn agent_seen(&mut self, event: Watched<core::Pod>) -> bool {
+        self.agents
+            .take(event, "Pod", observed::node_of, |pod| Ok(AgentPod::of(pod)))
+    }
+
+    /// Whether every kind that the topology is made of was listed once: until then something that is missing may
+    /// merely not have come yet.
     pub fn complete(&self) -> bool {
         self.nodes.listed && self.communities.listed && self.clusters.listed
+    }
+
+    /// The agents' pods by the name of their node; none before all were listed.
+    pub fn agents(&self) -> Option<&BTreeMap<String, AgentPod>> {
+        self.agents.listed.then_some(&self.agents.good)
+    }
+
+    /// Whether a pod of the connector is ready; none before they were listed.
+    #[allow(dead_code, reason = "for the conditions of Communities")]
+    pub fn connector_ready(&self) -> Option<bool> {
+        self.connectors
+            .listed
+            .then(|| self.connectors.good.values().any(|ready| *ready))
+    }
+
+    /// What agents' pods are made of.
+    pub fn template(&self) -> Option<&Arc<Template>> {
+        self.templates.good.get(template::NAME)
+    }
+
+    /// Whether it was looked for.
+    pub fn template_listed(&self) -> bool {
+        self.templates.listed
     }
 
     /// The snapshot, and what is wrong with its objects.
@@ -69,12 +158,17 @@ impl Live {
                 .nodes
                 .good
                 .iter()
-                .map(|(name, (node, _))| (name.clone(), node.clone()))
+                .map(|(name, known)| (name.clone(), known.node.clone()))
                 .collect(),
             communities: self.communities.good.clone(),
             clusters: self.clusters.good.clone(),
         };
-        let bad = [&self.nodes.bad, &self.communities.bad, &self.clusters.bad];
+        let bad = [
+            &self.nodes.bad,
+            &self.communities.bad,
+            &self.clusters.bad,
+            &self.templates.bad,
+        ];
         (
             snapshot,
             bad.into_iter()
@@ -87,12 +181,17 @@ impl Live {
 
     /// A node.
     pub fn node(&self, name: &str) -> Option<&Node> {
-        self.nodes.good.get(name).map(|(node, _)| node)
+        self.nodes.good.get(name).map(|known| &known.node)
     }
 
     /// `metadata.uid` of a node.
     pub fn node_uid(&self, name: &str) -> Option<&str> {
-        self.nodes.good.get(name).map(|(_, uid)| uid.as_str())
+        self.nodes.good.get(name).map(|known| known.uid.as_str())
+    }
+
+    /// Whether a node's kubelet is heard of.
+    pub fn online(&self, name: &str) -> bool {
+        self.nodes.good.get(name).is_some_and(|known| known.online)
     }
 }
 
@@ -119,10 +218,12 @@ impl<T> Default for Seen<T> {
 }
 
 impl<T: PartialEq> Seen<T> {
-    fn take<K: ResourceExt>(
+    /// Takes an event. `name` is under what an object is kept; without one it is none of ours.
+    fn take<K>(
         &mut self,
         event: Watched<K>,
         kind: &str,
+        name: impl Fn(&K) -> Option<String>,
         convert: impl FnOnce(&K) -> Result<T, Vec<Fault>>,
     ) -> bool {
         match event {
@@ -131,8 +232,9 @@ impl<T: PartialEq> Seen<T> {
                 false
             }
             Watched::InitApply(object) => {
-                self.listing.insert(object.name_any());
-                self.apply(&object, kind, convert)
+                let Some(name) = name(&object) else { return false };
+                self.listing.insert(name.clone());
+                self.apply(name, &object, kind, convert)
             }
             Watched::InitDone => {
                 let first = !std::mem::replace(&mut self.listed, true);
@@ -141,22 +243,25 @@ impl<T: PartialEq> Seen<T> {
                 self.bad.retain(|name, _| self.listing.contains(name));
                 first || before != self.good.len() + self.bad.len()
             }
-            Watched::Apply(object) => self.apply(&object, kind, convert),
+            Watched::Apply(object) => match name(&object) {
+                Some(name) => self.apply(name, &object, kind, convert),
+                None => false,
+            },
             Watched::Delete(object) => {
-                let name = object.name_any();
+                let Some(name) = name(&object) else { return false };
                 let was_bad = self.bad.remove(&name).is_some();
                 self.good.remove(&name).is_some() || was_bad
             }
         }
     }
 
-    fn apply<K: ResourceExt>(
+    fn apply<K>(
         &mut self,
+        name: String,
         object: &K,
         kind: &str,
         convert: impl FnOnce(&K) -> Result<T, Vec<Fault>>,
     ) -> bool {
-        let name = object.name_any();
         match convert(object) {
             Ok(value) => {
                 let was_bad = self.bad.remove(&name).is_some();
@@ -174,6 +279,10 @@ impl<T: PartialEq> Seen<T> {
             }
         }
     }
+}
+
+fn named(object: &impl ResourceExt) -> Option<String> {
+    Some(object.name_any())
 }
 
 /// The spec of an object of ours; what is not there is as good as empty.
@@ -200,7 +309,7 @@ mod tests {
     }
 
     fn take(seen: &mut Seen<Community>, event: Watched<DynamicObject>) -> bool {
-        seen.take(event, "Community", |object| {
+        seen.take(event, "Community", named, |object| {
             convert::community(&spec::<CommunitySpec>(object)?)
         })
     }

@@ -7,6 +7,9 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use kube::ResourceExt;
+use sha2::{Digest, Sha256};
+
 use super::MANAGER;
 use crate::pki::Leaf;
 
@@ -21,10 +24,14 @@ pub const AUTHORITY: &str = "ca.crt";
 
 /// Label by which our objects are known, and watched.
 pub const CREATED_BY: &str = "fabedge.io/created-by";
+/// Label with the name of the program that a pod runs.
+pub const APP: &str = "fabedge.io/app";
 const NODE: &str = "fabedge.io/node";
 
-const NODE_CONFIG: &str = "fabedge-agent-config-";
-const NODE_TLS: &str = "fabedge-agent-tls-";
+/// What the name of an edge's ConfigMap begins with; its own follows.
+pub const NODE_CONFIG: &str = "fabedge-agent-config-";
+/// The same of its Secret.
+pub const NODE_TLS: &str = "fabedge-agent-tls-";
 const CONNECTOR_CONFIG: &str = "connector-config";
 const CONNECTOR_TLS: &str = "connector-tls";
 const CLOUD_CONFIG: &str = "fabedge-cloud-agent-config";
@@ -91,25 +98,56 @@ pub fn secret(local: &str, node: Option<&str>, authority: &str, leaf: &Leaf) -> 
 }
 
 fn metadata(name: String, local: &str, node: Option<&str>) -> ObjectMeta {
-    let mut labels = BTreeMap::from([(CREATED_BY.to_owned(), MANAGER.to_owned())]);
-    if node.is_some() && local.len() <= LABEL {
-        labels.insert(NODE.to_owned(), local.to_owned());
+    match node {
+        Some(uid) => of_node(name, local, uid),
+        None => ObjectMeta {
+            name: Some(name),
+            labels: Some(BTreeMap::from([created_by()])),
+            ..ObjectMeta::default()
+        },
+    }
+}
+
+fn created_by() -> (String, String) {
+    (CREATED_BY.to_owned(), MANAGER.to_owned())
+}
+
+/// Metadata of an object that goes with its node, also while no operator runs.
+pub fn of_node(name: String, node: &str, uid: &str) -> ObjectMeta {
+    let mut labels = BTreeMap::from([created_by()]);
+    if node.len() <= LABEL {
+        labels.insert(NODE.to_owned(), node.to_owned());
     }
     ObjectMeta {
         name: Some(name),
         labels: Some(labels),
-        // Goes with its node, also while no operator runs.
-        owner_references: node.map(|uid| {
-            vec![OwnerReference {
-                api_version: "v1".to_owned(),
-                kind: "Node".to_owned(),
-                name: local.to_owned(),
-                uid: uid.to_owned(),
-                ..OwnerReference::default()
-            }]
-        }),
+        owner_references: Some(vec![OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: node.to_owned(),
+            uid: uid.to_owned(),
+            ..OwnerReference::default()
+        }]),
         ..ObjectMeta::default()
     }
+}
+
+/// The `metadata.uid` of the node that an object goes with.
+pub fn owner(object: &impl ResourceExt) -> Option<String> {
+    object.owner_references().first().map(|owner| owner.uid.clone())
+}
+
+/// A short hash of texts, the same for the same texts in the same order only.
+pub fn digest<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hash = Sha256::new();
+    for text in texts {
+        hash.update((text.len() as u64).to_be_bytes());
+        hash.update(text);
+    }
+    hash.finalize()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Text of a Secret's entry.

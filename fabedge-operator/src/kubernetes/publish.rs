@@ -97,6 +97,8 @@ struct Known {
     document: Option<NodeConfig>,
     certificate: Option<Tls>,
     renew_at: Option<OffsetDateTime>,
+    /// Of both objects, once they are known to be as they should be.
+    hash: Option<String>,
     /// Somebody changed an object: it is read before it is judged.
     suspect: bool,
 }
@@ -120,10 +122,15 @@ impl Tls {
 }
 
 impl Known {
+    fn hash(&self) -> Option<String> {
+        let (text, tls) = self.text.as_deref().zip(self.certificate.as_ref())?;
+        Some(objects::digest([text, &tls.authority, &tls.leaf.certificate]))
+    }
+
     fn take_config_map(&mut self, object: &ConfigMap) {
         self.text = document_of(object);
         self.generation = self.generation.max(self.text.as_deref().and_then(generation));
-        self.node = owner(object);
+        self.node = objects::owner(object);
         self.document = None;
         let parsed = self.text.as_deref().and_then(|text| NodeConfig::parse(text).ok());
         self.subnets = parsed
@@ -134,10 +141,6 @@ impl Known {
 
 fn document_of(object: &ConfigMap) -> Option<String> {
     object.data.as_ref()?.get(objects::DOCUMENT).cloned()
-}
-
-fn owner(object: &impl ResourceExt) -> Option<String> {
-    object.owner_references().first().map(|owner| owner.uid.clone())
 }
 
 /// Writes to the API server, and knows what is there.
@@ -196,7 +199,7 @@ impl Publisher {
         let Some(known) = known.and_then(|(known, local)| known.get_mut(local)) else {
             return false;
         };
-        known.suspect |= gone || known.text != document_of(object) || known.node != owner(object);
+        known.suspect |= gone || known.text != document_of(object) || known.node != objects::owner(object);
         known.suspect
     }
 
@@ -228,6 +231,11 @@ impl Publisher {
                 .map(|(name, known)| (name.clone(), known.subnets.clone()))
                 .collect(),
         }
+    }
+
+    /// A hash of what a node's agent is to go by, once both objects are there.
+    pub fn published(&self, name: &str) -> Option<&str> {
+        self.known.as_ref()?.get(name)?.hash.as_deref()
     }
 
     /// The cluster's authority.
@@ -392,6 +400,7 @@ impl Publisher {
         known.node = node.map(str::to_owned);
         known.subnets.clone_from(&document.endpoint.subnets);
         known.document = Some(document.clone());
+        known.hash = known.hash();
         Ok(Done {
             known,
             wrote_document,

@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 use futures_util::stream::{SelectAll, select_all};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodTemplate, Secret};
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
@@ -15,7 +15,8 @@ use tracing::warn;
 
 use super::MANAGER;
 use super::live::Event;
-use super::objects::CREATED_BY;
+use super::objects::{APP, CREATED_BY};
+use super::pods::template;
 
 type Events = Pin<Box<dyn Stream<Item = Result<Event, (&'static str, watcher::Error)>> + Send>>;
 
@@ -35,6 +36,10 @@ impl Watch {
     pub fn new(client: &Client, namespace: &str) -> Self {
         let all = watcher::Config::default();
         let own = all.clone().labels(&format!("{CREATED_BY}={MANAGER}"));
+        // A pod is large, and nearly all of it is dropped at once: a page of them need not be.
+        let pods = own.clone().page_size(100);
+        let connectors = all.clone().labels(&format!("{APP}=fabedge-connector"));
+        let template = all.clone().fields(&format!("metadata.name={}", template::NAME));
         Self {
             events: select_all([
                 events("Nodes", Api::<Node>::all(client.clone()), all.clone(), |event| {
@@ -63,6 +68,24 @@ impl Watch {
                     Api::<Secret>::namespaced(client.clone(), namespace),
                     own,
                     Event::Secret,
+                ),
+                events(
+                    "Pods",
+                    Api::<Pod>::namespaced(client.clone(), namespace),
+                    pods,
+                    |event| Event::Pod(Box::new(event)),
+                ),
+                events(
+                    "the connector's Pods",
+                    Api::<Pod>::namespaced(client.clone(), namespace),
+                    connectors,
+                    |event| Event::Connector(Box::new(event)),
+                ),
+                events(
+                    "PodTemplates",
+                    Api::<PodTemplate>::namespaced(client.clone(), namespace),
+                    template,
+                    |event| Event::Template(Box::new(event)),
                 ),
             ]),
         }

@@ -72,6 +72,12 @@ pub fn node(node: &core::Node) -> Result<Node, Vec<Fault>> {
             public_addresses,
             subnets,
             edge_to_edge,
+            arguments: meta
+                .annotations
+                .iter()
+                .flatten()
+                .filter_map(|(key, value)| Some((key.strip_prefix(api::ARGUMENT)?.to_owned(), value.clone())))
+                .collect(),
         },
         faults,
     )

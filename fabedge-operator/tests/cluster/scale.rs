@@ -1,8 +1,10 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 
+use super::kubelet::Kubelet;
 use super::world::World;
 
 const NODES: usize = 1000;
@@ -14,6 +16,7 @@ fn a_thousand_edges_and_a_hundred_changes() {
     let mut world = World::new("scale");
     world.runtime.block_on(async {
         world.add_connector().await;
+        world.template("agent:1", "--log=info").await;
         let edges = stream::iter(1..=NODES).map(|number| world.add_edge(number));
         edges.buffer_unordered(16).collect::<Vec<()>>().await;
     });
@@ -40,6 +43,22 @@ fn a_thousand_edges_and_a_hundred_changes() {
     );
     assert!(took < Duration::from_secs(30), "{took:?}");
 
+    let kubelet = Kubelet::start(&world);
+    let ready = async || {
+        let params = ListParams::default().labels("fabedge.io/app=fabedge-agent");
+        let pods = world.pods().list(&params).await.unwrap().items;
+        let ready = |pod: &Pod| pod.status.clone().unwrap_or_default().phase.as_deref() == Some("Running");
+        pods.iter().filter(|pod| ready(pod)).count() == NODES
+    };
+    let took = world.runtime.block_on(async {
+        while !ready().await {
+            assert!(started.elapsed() < Duration::from_secs(120), "no pods for all");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        started.elapsed()
+    });
+    println!("{NODES} pods that run after {:.1} s", took.as_secs_f64());
+
     let version = async || {
         let (_, version) = world
             .document("fabedge-agent-config-scale-edge999")
@@ -65,6 +84,7 @@ fn a_thousand_edges_and_a_hundred_changes() {
         }
         assert_eq!(version().await, untouched, "only members' documents change");
     });
+    drop(kubelet);
     times.sort();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64();
     let status = std::fs::read_to_string(format!("/proc/{}/status", world.operator(place).id())).unwrap();

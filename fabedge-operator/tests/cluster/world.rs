@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fabedge_common::config::NodeConfig;
 use fabedge_operator::api::{Community, CommunitySpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, PodTemplate, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -81,6 +81,64 @@ impl World {
 
     pub fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), self.name)
+    }
+
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), self.name)
+    }
+
+    /// The pod of an edge's agent.
+    pub async fn pod(&self, number: usize) -> Option<Pod> {
+        let name = format!("fabedge-agent-{}", self.edge(number));
+        self.pods().get_opt(&name).await.unwrap()
+    }
+
+    /// Makes or changes the PodTemplate: the image and an argument of its agent.
+    pub async fn template(&self, image: &str, argument: &str) {
+        let object: PodTemplate = serde_json::from_value(json!({
+            "metadata": {"name": "fabedge-agent"},
+            "template": {
+                "metadata": {"labels": {"fabedge.io/app": "fabedge-agent"}},
+                "spec": {
+                    "automountServiceAccountToken": false,
+                    "hostNetwork": true,
+                    "tolerations": [{"operator": "Exists"}],
+                    "initContainers": [{"name": "environment-prepare", "image": image, "command": ["true"]}],
+                    "containers": [
+                        {
+                            "name": "agent", "image": image, "command": ["fabedge-agent"], "args": ["edge", argument],
+                            "volumeMounts": [
+                                {"name": "config", "mountPath": "/etc/fabedge"},
+                                {"name": "tls", "mountPath": "/etc/ipsec.d"},
+                                {"name": "state", "mountPath": "/var/lib/fabedge"},
+                            ],
+                        },
+                        {"name": "strongswan", "image": "strongswan:1"},
+                    ],
+                    "volumes": [
+                        {"name": "config", "configMap": {"name": "fabedge-agent-config"}},
+                        {"name": "tls", "secret": {"secretName": "fabedge-agent-tls"}},
+                        {"name": "state", "hostPath": {"path": "/var/lib/fabedge"}},
+                    ],
+                },
+            },
+        }))
+        .unwrap();
+        let templates: Api<PodTemplate> = Api::namespaced(self.client.clone(), self.name);
+        let params = PatchParams::apply("tests").force();
+        templates
+            .patch("fabedge-agent", &params, &Patch::Apply(&object))
+            .await
+            .unwrap();
+    }
+
+    /// Annotates a node.
+    pub async fn annotate(&self, number: usize, key: &str, value: &str) {
+        let patch = json!({"metadata": {"annotations": {key: value}}});
+        self.nodes()
+            .patch(&self.edge(number), &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
     }
 
     pub fn communities(&self) -> Api<Community> {
