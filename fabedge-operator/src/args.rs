@@ -33,6 +33,14 @@ pub enum Command {
     /// KUBECONFIG, ~/.kube/config or its service account. Ends on SIGTERM or SIGINT; what was published stays in
     /// force.
     Run(Run),
+    /// Uninstall: what the chart's hook runs before `helm uninstall` removes the rest.
+    ///
+    /// Ends the operator, the connector and the agents; on every node where an agent ran, a pod fabedge-cleanup-<node>
+    /// then runs `fabedge-agent cleanup`. What happened on which node is printed; a node that is offline or does not
+    /// answer in time is named, for `fabedge-agent cleanup` to be run there later, and is no failure. Then removes
+    /// ConfigMaps, Secrets, the CA among them, Lease and IPPools that the operator made. Definitions, Communities and
+    /// Clusters stay. May be run again.
+    Uninstall(Uninstall),
     /// Run on a folder of manifests: no Kubernetes API needed.
     ///
     /// Reads every *.yaml and *.yml directly in FOLDER (Node, Community, Cluster, Settings, Lists of them), watches
@@ -69,6 +77,17 @@ pub struct Run {
     /// Where /healthz, /readyz and /metrics are served.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
+}
+
+/// Arguments of `uninstall`.
+#[derive(Args, Debug)]
+pub struct Uninstall {
+    /// Namespace of the release.
+    #[arg(long, env = "NAMESPACE", default_value = "fabedge")]
+    pub namespace: String,
+    /// Seconds after which nodes are no longer waited for.
+    #[arg(long, value_name = "SECONDS", default_value_t = 240, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub timeout: u64,
 }
 
 fn host_name() -> String {

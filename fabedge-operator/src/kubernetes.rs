@@ -8,6 +8,7 @@ mod objects;
 mod pods;
 mod publish;
 mod serve;
+pub mod uninstall;
 mod watch;
 
 use std::path::{Path, PathBuf};

@@ -52,6 +52,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let failed = daemon(cli.log)?.block_on(standalone::run(&args, OffsetDateTime::now_utc))?;
             Ok(exit_code(failed))
         }
+        Command::Uninstall(args) => {
+            daemon(cli.log)?.block_on(kubernetes::uninstall::run(&args))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Run(args) => {
             daemon(cli.log)?.block_on(kubernetes::run(&args))?;
             Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@ mod cluster {
     mod kubelet;
     mod pods;
     mod scale;
+    mod uninstall;
     mod world;
     mod writes;
 }
