@@ -280,3 +280,34 @@ subjects:
   name: {{ $name }}
   namespace: {{ $root.Release.Namespace }}
 {{- end -}}
+
+{{/* Where and as whom pods of the operator's image run. */}}
+{{- define "fabedge.operatorPod" -}}
+priorityClassName: system-cluster-critical
+affinity:
+  {{- include "fabedge.offEdges" (list (include "fabedge.cluster" . | fromJson).edgeLabels .Values.operator.affinity) | nindent 2 }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+{{- end -}}
+
+{{/* The rights that their containers have: none. */}}
+{{- define "fabedge.operatorSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end -}}
+
+{{/*
+Annotations of what exists only while `helm uninstall` runs. Takes the weight: who is to be bound comes before the
+bindings, these before the Job.
+*/}}
+{{- define "fabedge.uninstallHook" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}

@@ -73,6 +73,10 @@ would be without effect is refused by its name, never accepted in silence.
 {{- if or (lt $period 1) (gt $period 3600) -}}
 {{- fail (printf "connector.syncPeriod is %s, but must be from 1s to 1h" $values.connector.syncPeriod) -}}
 {{- end -}}
+{{- $patience := include "fabedge.seconds" $values.uninstall.timeout | int -}}
+{{- if or (lt $patience 10) (gt $patience 3600) -}}
+{{- fail (printf "uninstall.timeout is %s, but must be from 10s to 1h" $values.uninstall.timeout) -}}
+{{- end -}}
 {{- if gt (int $values.connector.replicas) 1 -}}
 {{- fail (printf "connector.replicas is %v, but more than one connector is not available in this version: set 1" $values.connector.replicas) -}}
 {{- end -}}

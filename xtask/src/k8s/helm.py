@@ -63,21 +63,19 @@ def wait(args):
     return "watcher" if args.wait else "hookOnly"
 
 
-def when(text):
-    """A time as Helm shows it; the engine's has nanoseconds."""
-    return datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
+def when(release):
+    return datetime.fromisoformat(release["deployed_at"].replace("Z", "+00:00")).ctime()
 
 
-def show(release, cluster, notes=True):
-    found = cluster.get_all(release["name"])["info"]
+def show(release, cluster):
     print(f"NAME: {release['name']}")
-    print(f"LAST DEPLOYED: {when(found['last_deployed']).ctime()}")
+    print(f"LAST DEPLOYED: {when(release)}")
     print(f"NAMESPACE: {release['namespace']}")
     print(f"STATUS: {release['status']}")
     print(f"REVISION: {release['revision']}")
-    print(f"DESCRIPTION: {found.get('description', '')}")
-    if notes and found.get("notes"):
-        print(f"NOTES:\n{found['notes'].strip()}")
+    print(f"DESCRIPTION: {cluster.get_all(release['name'])['info'].get('description', '')}")
+    if release.get("notes"):
+        print(f"NOTES:\n{release['notes'].strip()}")
 
 
 def install(args):
@@ -168,7 +166,7 @@ def get(args):
         elif args.what == "manifest":
             print(cluster.status(args.name)["manifest"].strip())
         else:
-            print(f"NOTES:\n{cluster.get_all(args.name)['info']['notes'].strip()}")
+            print(f"NOTES:\n{cluster.status(args.name)['notes'].strip()}")
 
 
 def table(rows):
@@ -178,7 +176,7 @@ def table(rows):
 
 
 def chart_of(release):
-    return f"{release['chart']}-{release['chart_version']}"
+    return f"{release['chart_name']}-{release['chart_version']}"
 
 
 def releases(args):
@@ -195,10 +193,10 @@ def releases(args):
                     release["name"],
                     release["namespace"],
                     str(release["revision"]),
-                    release.get("updated", ""),
+                    when(release),
                     release["status"],
                     chart_of(release),
-                    release.get("app_version", ""),
+                    release["app_version"],
                 )
             )
         table(rows)
@@ -206,10 +204,16 @@ def releases(args):
 
 def history(args):
     with config(args) as cluster:
-        rows = [("REVISION", "STATUS", "CHART", "DESCRIPTION")]
+        rows = [("REVISION", "UPDATED", "STATUS", "CHART", "APP VERSION")]
         for release in cluster.history(args.name):
             rows.append(
-                (str(release["revision"]), release["status"], chart_of(release), release.get("description", ""))
+                (
+                    str(release["revision"]),
+                    when(release),
+                    release["status"],
+                    chart_of(release),
+                    release["app_version"],
+                )
             )
         table(rows)
 
