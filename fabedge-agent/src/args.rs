@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::facts::TunnelKind;
+use crate::source::{ConfigMapName, Place};
 
 /// The node agent of FabEdge: applies this node's document to kernel, charon and CNI.
 #[derive(Debug, Parser)]
@@ -70,9 +71,13 @@ pub enum Role {
 /// How the agent runs.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// This node's document.
+    /// This node's document; where it is not there, the same with `.gz` after its name.
     #[arg(long, default_value = "/etc/fabedge/tunnels.yaml")]
     pub config: PathBuf,
+    /// The ConfigMap with this node's document, watched through the Kubernetes API instead of mounted. Not for edges,
+    /// which hold no credentials for it.
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
+    pub config_map: Option<ConfigMapName>,
     /// The certificate authority that peers' certificates must come from, PEM.
     #[arg(long, default_value = "/etc/ipsec.d/cacerts/ca.crt")]
     pub ca_cert: PathBuf,
@@ -97,6 +102,28 @@ pub struct RunArgs {
     /// Seconds between two passes when nothing happens; drift is repaired at the latest then.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub resync: u64,
+}
+
+/// An edge was told to ask the API.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--config-map is not for edges, which hold no credentials for the Kubernetes API: mount the document, and name the \
+     file with --config"
+)]
+pub struct NotForEdges;
+
+impl RunArgs {
+    /// Where the document is.
+    ///
+    /// # Errors
+    /// When an edge is told to ask the API for it.
+    pub fn place(&self, role: Role) -> Result<Place, NotForEdges> {
+        match (&self.config_map, role) {
+            (Some(_), Role::Edge) => Err(NotForEdges),
+            (Some(name), Role::Connector | Role::Cloud) => Ok(Place::ConfigMap(name.clone())),
+            (None, _) => Ok(Place::File(self.config.clone())),
+        }
+    }
 }
 
 /// On or off.
@@ -137,6 +164,52 @@ impl Role {
             Self::Edge => "edge",
             Self::Connector => "connector",
             Self::Cloud => "cloud",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(words: &[&str]) -> Result<Place, String> {
+        let all = [&["fabedge-agent"], words].concat();
+        let cli = Cli::try_parse_from(all).map_err(|error| error.to_string())?;
+        let (role, args) = match &cli.command {
+            Command::Edge(args) => (Role::Edge, args),
+            Command::Connector(args) => (Role::Connector, args),
+            Command::Cloud(args) => (Role::Cloud, args),
+            other => panic!("{other:?}"),
+        };
+        args.place(role).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_document_is_mounted_or_in_the_api_and_for_edges_mounted() {
+        let mounted = Place::File("/etc/fabedge/tunnels.yaml".into());
+        let map = Place::ConfigMap("fabedge/connector-config".parse().unwrap());
+        for role in ["edge", "connector", "cloud"] {
+            assert_eq!(place(&[role]).as_ref(), Ok(&mounted));
+        }
+        for role in ["connector", "cloud"] {
+            assert_eq!(
+                place(&[role, "--config-map=fabedge/connector-config"]).as_ref(),
+                Ok(&map)
+            );
+        }
+        for (words, why) in [
+            (
+                &["edge", "--config-map=fabedge/x"][..],
+                "--config-map is not for edges",
+            ),
+            (
+                &["cloud", "--config-map=a/b", "--config=/etc/x"],
+                "cannot be used with",
+            ),
+            (&["cloud", "--config-map=b"], "NAMESPACE/NAME"),
+        ] {
+            let error = place(words).unwrap_err();
+            assert!(error.contains(why), "{words:?}: {error}");
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::args::Role;
-use crate::source::{Current, Origin};
+use crate::source::{self, Current, Origin};
 use crate::status::Status;
 pub use pass::Subsystems;
 
@@ -130,6 +130,7 @@ impl Reporter {
         self.known.clone_from(&report.problems);
         self.passes += u64::from(config.is_some());
 
+        let told = |error: &Arc<source::Error>| crate::status::chain(error.as_ref());
         let relayed = config
             .iter()
             .flat_map(|(config, _)| &config.peers)
@@ -140,10 +141,8 @@ impl Reporter {
             name: config.map(|(config, _)| config.endpoint.name.clone()),
             generation: config.map_or(0, |(config, _)| config.generation),
             origin: config.map(|(_, origin)| origin),
-            document_problem: current
-                .problem
-                .as_ref()
-                .map(|problem| crate::status::chain(problem.as_ref())),
+            document_problem: current.problem.as_ref().map(told),
+            document_outage: current.outage.as_ref().map(told),
             tunnel: report.tunnel,
             fast_path: report.fast_path,
             foreign_programs: report.foreign_programs,

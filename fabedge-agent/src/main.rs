@@ -67,23 +67,21 @@ async fn dispatch(cli: &Cli) -> anyhow::Result<()> {
 }
 
 async fn run(cli: &Cli, role: Role, args: &RunArgs) -> anyhow::Result<()> {
+    let place = args.place(role)?;
     privileges::check()?;
     let trigger = Arc::new(Notify::new());
     let subsystems = subsystems(cli, Some(args))?;
     triggers::watch(&subsystems, &trigger);
 
+    let source = source::watch(place, &cli.state_dir).await?;
     let (status, reader) = watch::channel(Status::default());
-    let listen = args.metrics_listen;
+    let (listen, newest) = (args.metrics_listen, source.clone());
     tokio::spawn(async move {
-        if let Err(error) = metrics::serve(listen, reader).await {
+        if let Err(error) = metrics::serve(listen, reader, newest).await {
             error!(%error, %listen, "no metrics and no health endpoints; choose another address with --metrics-listen");
         }
     });
 
-    let source = source::watch(source::Paths {
-        mounted: args.config.clone(),
-        state_dir: cli.state_dir.clone(),
-    });
     let settings = Settings {
         role,
         options: desired::Options::new(args),

@@ -1,41 +1,59 @@
-//! Where the document comes from: the mounted file, and before that the last good one on disk, so that a node
-//! which reboots without its cloud comes back by itself.
+//! Where the document comes from: the mounted file, or a ConfigMap that is watched through the API, and before either
+//! the last good one on disk, so that a node which reboots without its cloud comes back by itself.
 
+mod api;
+mod cache;
 mod file;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fabedge_common::config::NodeConfig;
+use fabedge_common::config::{self, NodeConfig, packed};
+use tokio::sync::watch;
+use tracing::{info, warn};
 
-pub use file::{Paths, watch, write_private};
+pub use api::{ConfigMapName, follow};
+pub use cache::write_private;
+pub(crate) use file::subscribe;
+
+use cache::Cache;
+
+/// Where the operator puts this node's document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A file; where it is not there, the same with `.gz` after its name.
+    File(PathBuf),
+    /// A ConfigMap of the API.
+    ConfigMap(ConfigMapName),
+}
 
 /// Why a document was not taken.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The file cannot be read.
-    #[error("reading the document {path}")]
+    #[error("reading the document {place}")]
     Read {
         /// Which file.
-        path: String,
+        place: String,
         /// Why.
         source: std::io::Error,
     },
     /// It is not a valid document.
-    #[error("the document {path} is refused, the last good one stays in force: {source}")]
+    #[error("the document {place} is refused, the last good one stays in force: {source}")]
     Refused {
-        /// Which file.
-        path: String,
+        /// Where it is.
+        place: String,
         /// Why.
-        source: fabedge_common::config::Error,
+        source: config::Error,
     },
     /// Its generation went back.
     #[error(
-        "the document {path} is refused, the last good one stays in force: its generation {found} is older than {current}"
+        "the document {place} is refused, the last good one stays in force: its generation {found} is older than {current}"
     )]
     Stale {
-        /// Which file.
-        path: String,
+        /// Where it is.
+        place: String,
         /// The generation it has.
         found: u64,
         /// The generation in force.
@@ -43,27 +61,60 @@ pub enum Error {
     },
     /// It changed without a new generation.
     #[error(
-        "the document {path} is refused, the last good one stays in force: generation {generation} has changed its content"
+        "the document {place} is refused, the last good one stays in force: generation {generation} has changed its content"
     )]
     Rewritten {
-        /// Which file.
-        path: String,
+        /// Where it is.
+        place: String,
         /// The generation.
         generation: u64,
     },
     /// It is another node's.
     #[error(
-        "the document {path} is refused, the last good one stays in force: it is of {found}, this node is {current}; \
+        "the document {place} is refused, the last good one stays in force: it is of {found}, this node is {current}; \
          to give the node another name, run `fabedge-agent cleanup` first"
     )]
     Foreign {
-        /// Which file.
-        path: String,
+        /// Where it is.
+        place: String,
         /// Whose it is.
         found: String,
         /// Whose is in force.
         current: String,
     },
+    /// The API has not answered since the agent started.
+    #[error("the API has not yet told what is in ConfigMap {0}")]
+    Waiting(ConfigMapName),
+    /// The API knows no such ConfigMap.
+    #[error(
+        "there is no ConfigMap {0}, the last good document stays in force: the operator makes it once it runs and a node \
+         may run the connector"
+    )]
+    Absent(ConfigMapName),
+    /// There is no document in it.
+    #[error(
+        "the ConfigMap {0} holds neither {plain} nor {compressed}, the last good document stays in force: delete it, and \
+         the operator makes it anew",
+        plain = packed::DOCUMENT_KEY,
+        compressed = packed::COMPRESSED_KEY
+    )]
+    Empty(ConfigMapName),
+    /// The API cannot be asked.
+    #[error("watching ConfigMap {map}, the last good document stays in force")]
+    Watch {
+        /// Which one.
+        map: ConfigMapName,
+        /// Why.
+        source: Box<kube::runtime::watcher::Error>,
+    },
+    /// There is no API to ask.
+    #[error(
+        "finding the Kubernetes API for --config-map: neither a kubeconfig nor a service account is here"
+    )]
+    Config(#[source] Box<kube::config::InferConfigError>),
+    /// The client could not be made.
+    #[error("making a client of the Kubernetes API")]
+    Client(#[source] Box<kube::Error>),
 }
 
 /// Where the document in force came from.
@@ -72,7 +123,9 @@ pub enum Error {
 pub enum Origin {
     /// The mounted file.
     Mounted,
-    /// The copy on disk; the mounted file has not been read yet, or is not valid.
+    /// The API.
+    Api,
+    /// The copy on disk; the document's own place has not been read yet, or what is there is not valid.
     Cache,
 }
 
@@ -83,21 +136,82 @@ pub struct Current {
     pub config: Option<(Arc<NodeConfig>, Origin)>,
     /// Why the newest document is not the one in force.
     pub problem: Option<Arc<Error>>,
+    /// Why a newer document would not be seen just now; the one in force is the newest that is known.
+    pub outage: Option<Arc<Error>>,
+}
+
+/// Follows the document. The receiver starts with the copy on disk, if there is one, and then sees every document
+/// that is taken and every reason why one is not.
+///
+/// # Errors
+/// Where there is no API to ask.
+pub async fn watch(place: Place, state_dir: &Path) -> Result<watch::Receiver<Current>, Error> {
+    match place {
+        Place::File(path) => Ok(file::watch(path, Cache::new(state_dir))),
+        Place::ConfigMap(name) => Ok(follow(api::client().await?, name, state_dir)),
+    }
 }
 
 impl Current {
-    /// What follows when `found` is read from `path`. Pure; the caller stores a changed document.
-    fn take(&self, found: NodeConfig, path: &str) -> Result<Arc<NodeConfig>, Error> {
+    /// Takes what was found at `place`, or takes down why not; tells whether anything changed.
+    fn adopt(
+        &mut self,
+        found: Result<NodeConfig, Error>,
+        place: &str,
+        origin: Origin,
+        cache: &Cache,
+    ) -> bool {
+        let over = self.outage.take().is_some();
+        match found.and_then(|found| self.take(found, place)) {
+            Ok(config) => {
+                let known = self.problem.is_none()
+                    && self
+                        .config
+                        .as_ref()
+                        .is_some_and(|(c, from)| Arc::ptr_eq(c, &config) && *from == origin);
+                if known {
+                    return over;
+                }
+                info!(
+                    generation = config.generation,
+                    peers = config.peers.len(),
+                    "new document"
+                );
+                cache.keep(&config);
+                self.config = Some((config, origin));
+                self.problem = None;
+                true
+            }
+            Err(error) => self.refuse(error) || over,
+        }
+    }
+
+    /// Takes down why the newest document is not the one in force; tells whether that is news.
+    fn refuse(&mut self, error: Error) -> bool {
+        note(&mut self.problem, error, "no new document")
+    }
+
+    /// Takes down why a newer document would not be seen; tells whether that is news.
+    fn lose_sight(&mut self, error: Error) -> bool {
+        note(&mut self.outage, error, "the document is not followed")
+    }
+
+    /// What follows when `found` is read at `place`. Pure.
+    fn take(&self, found: NodeConfig, place: &str) -> Result<Arc<NodeConfig>, Error> {
         let Some((current, _)) = &self.config else {
             return Ok(Arc::new(found));
         };
-        let path = path.to_owned();
+        let place = place.to_owned();
         if found.endpoint.name != current.endpoint.name {
             let (found, current) = (found.endpoint.name, current.endpoint.name.clone());
-            Err(Error::Foreign { path, found, current })
+            Err(Error::Foreign {
+                place,
+                found,
+                current,
+            })
         } else if found.generation < current.generation {
             Err(Error::Stale {
-                path,
+                place,
                 found: found.generation,
                 current: current.generation,
             })
@@ -106,13 +220,39 @@ impl Current {
         } else if found.generation == current.generation && found.generation != 0 {
             // A 0.4 document has no generation; there the content alone decides.
             Err(Error::Rewritten {
-                path,
+                place,
                 generation: found.generation,
             })
         } else {
             Ok(Arc::new(found))
         }
     }
+}
+
+fn note(known: &mut Option<Arc<Error>>, error: Error, what: &str) -> bool {
+    let text = crate::status::chain(&error);
+    if known
+        .as_ref()
+        .is_some_and(|known| crate::status::chain(known.as_ref()) == text)
+    {
+        return false;
+    }
+    warn!(error = text, "{what}");
+    *known = Some(Arc::new(error));
+    true
+}
+
+/// The document in the two forms in which it may be there; both are for an instant when it grows or shrinks, and then
+/// the higher generation counts. None where there is neither.
+fn newest(plain: Option<&str>, compressed: Option<&[u8]>) -> Result<Option<NodeConfig>, config::Error> {
+    let plain = plain.map(NodeConfig::parse).transpose()?;
+    let compressed = compressed
+        .map(|bytes| NodeConfig::parse(&packed::unpack(bytes)?))
+        .transpose()?;
+    Ok(plain
+        .into_iter()
+        .chain(compressed)
+        .max_by_key(|config| config.generation))
 }
 
 #[cfg(test)]
@@ -129,7 +269,7 @@ mod tests {
     fn current(config: NodeConfig) -> Current {
         Current {
             config: Some((Arc::new(config), Origin::Mounted)),
-            problem: None,
+            ..Current::default()
         }
     }
 
@@ -170,5 +310,32 @@ mod tests {
     fn a_document_of_the_predecessor_may_change_without_a_generation() {
         let now = current(document("a.edge1", 0, "10.1.1.0/24"));
         now.take(document("a.edge1", 0, "10.1.2.0/24"), "f").unwrap();
+    }
+
+    #[test]
+    fn of_two_forms_the_higher_generation_counts_and_each_must_be_whole() {
+        let text = |generation| document("a.edge1", generation, "10.1.1.0/24").to_yaml().unwrap();
+        let gzip = |text: &str| {
+            let long = format!("# {}\n{text}", "x".repeat(packed::PLAIN_BYTES));
+            match packed::pack(long) {
+                packed::Packed::Compressed(bytes) => bytes,
+                packed::Packed::Plain(_) => panic!("not compressed"),
+            }
+        };
+        let generation = |plain: Option<&str>, compressed: Option<&[u8]>| {
+            newest(plain, compressed).unwrap().map(|config| config.generation)
+        };
+        assert_eq!(generation(None, None), None);
+        assert_eq!(generation(Some(&text(4)), None), Some(4));
+        assert_eq!(generation(None, Some(&gzip(&text(5)))), Some(5));
+        for (plain, compressed) in [(4, 5), (5, 4)] {
+            assert_eq!(
+                generation(Some(&text(plain)), Some(&gzip(&text(compressed)))),
+                Some(5)
+            );
+        }
+        let whole = gzip(&text(5));
+        let error = newest(Some(&text(4)), Some(&whole[..whole.len() - 1])).unwrap_err();
+        assert!(matches!(error, config::Error::Damaged(_)), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::source::Origin;
+use crate::source::{Current, Origin};
 use crate::tunnels::report::PeerReport;
 
 /// The agent's own account of the node.
@@ -26,6 +26,9 @@ pub struct Status {
     pub origin: Option<Origin>,
     /// Why the newest document is not the one in force.
     pub document_problem: Option<String>,
+    /// Why a newer document would not be seen just now.
+    #[serde(default)]
+    pub document_outage: Option<String>,
     /// The tunnel device.
     pub tunnel: Option<String>,
     /// `on`, `off`, or why the kernel's slow path carries everything.
@@ -48,7 +51,29 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether the newest document is applied: that is what a Community's `Ready x/y` counts.
+    /// Whether `newest`, of which a pass may not yet have heard, is applied: that is what a Community's `Ready x/y`
+    /// counts.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn has_applied(&self, newest: &Current) -> Result<(), String> {
+        self.ready()?;
+        if let Some(problem) = &newest.problem {
+            return Err(chain(problem.as_ref()));
+        }
+        match &newest.config {
+            Some((config, _)) if config.generation != self.generation => Err(format!(
+                "generation {} is there and not applied yet, generation {} is",
+                config.generation, self.generation
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the last pass applied the newest document that it knew.
+    ///
+    /// # Errors
+    /// Says why not.
     pub fn ready(&self) -> Result<(), String> {
         if self.generation == 0 && self.name.is_none() {
             return Err(self
@@ -103,10 +128,14 @@ impl fmt::Display for Status {
         )?;
         let origin = match self.origin {
             Some(Origin::Mounted) => "mounted",
+            Some(Origin::Api) => "from the API",
             Some(Origin::Cache) => "from the copy on disk",
             None => "none",
         };
         writeln!(f, "document   generation {}, {origin}", self.generation)?;
+        if let Some(outage) = &self.document_outage {
+            writeln!(f, "outage     {outage}")?;
+        }
         writeln!(
             f,
             "ready      {}",
@@ -162,7 +191,12 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use fabedge_common::config::NodeConfig;
+
     use super::*;
+    use crate::source::Error;
 
     #[test]
     fn ready_means_that_the_newest_document_is_applied() {
@@ -176,8 +210,42 @@ mod tests {
             .insert("routes".to_owned(), vec!["no such device".to_owned()]);
         assert_eq!(status.ready(), Err("routes: no such device".to_owned()));
         status.problems.clear();
+        // The newest document that is known is applied all the same.
+        status.document_outage = Some("no route to the API".to_owned());
+        assert_eq!(status.ready(), Ok(()));
+        assert!(status.to_string().contains("outage     no route to the API"));
         status.document_problem = Some("truncated".to_owned());
         assert_eq!(status.ready(), Err("truncated".to_owned()));
+    }
+
+    #[test]
+    fn a_document_that_no_pass_has_applied_yet_makes_not_ready() {
+        let document = |generation| {
+            let text = format!(
+                "version: 1\ngeneration: {generation}\nid: CN=a\nname: a.edge1\ntype: EdgeNode\nsubnets: [10.1.1.0/24]\n...\n"
+            );
+            Arc::new(NodeConfig::parse(&text).unwrap())
+        };
+        let status = Status {
+            name: Some("a.edge1".to_owned()),
+            generation: 4,
+            ..Status::default()
+        };
+        let mut newest = Current {
+            config: Some((document(4), Origin::Mounted)),
+            ..Current::default()
+        };
+        assert_eq!(status.has_applied(&newest), Ok(()));
+        newest.config = Some((document(5), Origin::Mounted));
+        let why = status.has_applied(&newest).unwrap_err();
+        assert!(why.contains("generation 5 is there and not applied yet"), "{why}");
+        newest.config = Some((document(4), Origin::Mounted));
+        newest.problem = Some(Arc::new(Error::Stale {
+            place: "f".to_owned(),
+            found: 3,
+            current: 4,
+        }));
+        assert!(status.has_applied(&newest).is_err(), "a refused one, just seen");
     }
 
     #[test]

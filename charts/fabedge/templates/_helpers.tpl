@@ -105,6 +105,9 @@ Everything that an agent's pod has whatever its role: takes the root, the role a
 command: [fabedge-agent]
 args:
 - {{ $role }}
+{{- if ne $role "edge" }}
+- --config-map=$(NAMESPACE)/{{ get (dict "connector" "connector-config" "cloud" "fabedge-cloud-agent-config") $role }}
+{{- end }}
 {{- with $args.LOG }}
 - {{ printf "--log=%s" . | quote }}
 {{- end }}
@@ -121,6 +124,12 @@ args:
 - {{ printf "--metrics-listen=%s" $metrics | quote }}
 {{- if eq $role "edge" }}
 - --masq-outgoing={{ (include "fabedge.cluster" $root | fromJson).masqOutgoing }}
+{{- else }}
+env:
+- name: NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
 {{- end }}
 securityContext:
   # A container that is not privileged has /proc/sys read-only, and no mount of its own reaches the host's /sys/fs/bpf.
@@ -142,11 +151,8 @@ livenessProbe:
   failureThreshold: 6
 {{- end -}}
 
-{{/* Mounts that every agent has: of its document, of what the kernel and other programs of the node share. */}}
+{{/* Mounts that every agent has: of its state, of what the kernel and other programs of the node share. */}}
 {{- define "fabedge.agentMounts" -}}
-- name: config
-  mountPath: /etc/fabedge
-  readOnly: true
 - name: state
   mountPath: /var/lib/fabedge
 - name: run
@@ -164,7 +170,7 @@ livenessProbe:
   readOnly: true
 {{- end -}}
 
-{{/* The volumes of these mounts, except for config and state, which are different for each role. */}}
+{{/* The volumes of these mounts, except for state, which is different for each role. */}}
 {{- define "fabedge.agentVolumes" -}}
 # Holds charon's socket, which two containers share.
 - name: run

@@ -1,181 +1,132 @@
-//! The I/O of [`super`]: reads, watches and stores documents.
+//! The mounted document.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabedge_common::config::NodeConfig;
-use notify::{RecursiveMode, Watcher};
+use fabedge_common::config::{self, NodeConfig, packed};
+use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::{Notify, watch};
-use tracing::{debug, info, warn};
+use tracing::debug;
 
-use super::{Current, Error, Origin};
-
-/// A document larger than this is not read: 10,000 peers take about 3 MiB.
-const MAX_BYTES: u64 = 32 << 20;
+use super::cache::Cache;
+use super::{Current, Error, Origin, newest};
 
 /// File events may be lost (an overrun, a file system without inotify); the file is read this often at the least.
 const POLL: Duration = Duration::from_secs(5);
 
-/// The two places of a document.
-#[derive(Clone, Debug)]
-pub struct Paths {
-    /// The mounted document.
-    pub mounted: PathBuf,
-    /// The directory that keeps the last good one.
-    pub state_dir: PathBuf,
-}
-
-impl Paths {
-    fn cached(&self) -> PathBuf {
-        self.state_dir.join("tunnels.yaml")
-    }
-}
-
-/// Follows the document. The receiver starts with the cached one, if there is one, and then sees every document
-/// that is taken and every reason why one is not.
-pub fn watch(paths: Paths) -> watch::Receiver<Current> {
-    let mut current = Current::default();
-    match read(&paths.cached()) {
-        Ok(config) => {
-            info!(
-                generation = config.generation,
-                "starting from the document on disk"
-            );
-            current.config = Some((Arc::new(config), Origin::Cache));
-        }
-        Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => warn!(error = %crate::status::chain(&error), "the document on disk is of no use"),
-    }
-    refresh(&mut current, &paths);
+/// Follows the file.
+pub(super) fn watch(path: PathBuf, cache: Cache) -> watch::Receiver<Current> {
+    let mut current = cache.start();
+    refresh(&mut current, &path, &cache);
     let (sender, receiver) = watch::channel(current);
-    tokio::spawn(follow(paths, sender));
+    tokio::spawn(follow(path, cache, sender));
     receiver
 }
 
-async fn follow(paths: Paths, sender: watch::Sender<Current>) {
+async fn follow(path: PathBuf, cache: Cache, sender: watch::Sender<Current>) {
     let events = Arc::new(Notify::new());
     let mut watcher = None;
     loop {
         if watcher.is_none() {
-            watcher = subscribe(&paths.mounted, Arc::clone(&events));
+            // The folder, not the file: a ConfigMap volume swaps a symbolic link, other writers rename into place.
+            watcher = subscribe(path.parent(), &events)
+                .inspect_err(|error| debug!(%error, "cannot watch the document, polling it"))
+                .ok();
         }
         tokio::select! {
             () = events.notified() => {}
             () = tokio::time::sleep(POLL) => {}
             () = sender.closed() => return,
         }
-        sender.send_if_modified(|current| refresh(current, &paths));
+        sender.send_if_modified(|current| refresh(current, &path, &cache));
     }
 }
 
-/// Watches the directory, not the file: a ConfigMap volume swaps a symbolic link, other writers rename into place.
-fn subscribe(file: &Path, events: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let result = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+/// Notifies of everything that happens in `folders` but reading.
+pub(crate) fn subscribe<'a>(
+    folders: impl IntoIterator<Item = &'a Path>,
+    events: &Arc<Notify>,
+) -> notify::Result<notify::RecommendedWatcher> {
+    let events = Arc::clone(events);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|event| !event.kind.is_access()) {
             events.notify_one();
         }
-    })
-    .and_then(|mut watcher| {
-        watcher.watch(
-            file.parent().unwrap_or(Path::new("/")),
-            RecursiveMode::NonRecursive,
-        )?;
-        Ok(watcher)
-    });
-    result
-        .inspect_err(|error| debug!(%error, "cannot watch the document, polling it"))
-        .ok()
+    })?;
+    for folder in folders {
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    }
+    Ok(watcher)
 }
 
 /// Reads the mounted document once; true when something changed.
-fn refresh(current: &mut Current, paths: &Paths) -> bool {
-    let path = paths.mounted.display().to_string();
-    match read(&paths.mounted).and_then(|found| current.take(found, &path)) {
-        Ok(config) => {
-            let known = current.problem.is_none()
-                && current
-                    .config
-                    .as_ref()
-                    .is_some_and(|(c, origin)| Arc::ptr_eq(c, &config) && *origin == Origin::Mounted);
-            if known {
-                return false;
-            }
-            info!(
-                generation = config.generation,
-                peers = config.peers.len(),
-                "new document"
-            );
-            if let Err(error) = store(&paths.cached(), &config) {
-                warn!(%error, path = %paths.cached().display(), "cannot keep the document: the node would not survive a reboot without its cloud");
-            }
-            *current = Current {
-                config: Some((config, Origin::Mounted)),
-                problem: None,
-            };
-            true
-        }
-        Err(error) => {
-            let text = crate::status::chain(&error);
-            if current
-                .problem
-                .as_ref()
-                .is_some_and(|known| crate::status::chain(known.as_ref()) == text)
-            {
-                return false;
-            }
-            warn!(error = text, "no new document");
-            current.problem = Some(Arc::new(error));
-            true
-        }
+fn refresh(current: &mut Current, path: &Path, cache: &Cache) -> bool {
+    let place = path.display().to_string();
+    current.adopt(read(path), &place, Origin::Mounted, cache)
+}
+
+/// The document in the form in which it is there.
+fn read(path: &Path) -> Result<NodeConfig, Error> {
+    let mut compressed = OsString::from(path);
+    compressed.push(".gz");
+    let compressed = PathBuf::from(compressed);
+    let once = || {
+        let plain = content(path)?;
+        let packed = content(&compressed)?;
+        let found = match &plain {
+            None => newest(None, packed.as_deref()),
+            Some(bytes) => match std::str::from_utf8(bytes) {
+                Ok(text) => newest(Some(text), packed.as_deref()),
+                Err(error) => Err(config::Error::Syntax(error.to_string())),
+            },
+        };
+        let place = if plain.is_none() {
+            compressed.as_path()
+        } else {
+            path
+        };
+        found.map_err(|source| Error::Refused {
+            place: place.display().to_string(),
+            source,
+        })
+    };
+    match once()? {
+        Some(config) => Ok(config),
+        // The volume may have been swapped between the two looks, from one form to the other.
+        None => once()?.ok_or_else(|| Error::Read {
+            place: path.display().to_string(),
+            source: ErrorKind::NotFound.into(),
+        }),
     }
 }
 
-fn read(path: &Path) -> Result<NodeConfig, Error> {
-    let name = path.display().to_string();
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text))
-        .map_err(|source| Error::Read {
-            path: name.clone(),
-            source,
-        })?;
-    NodeConfig::parse(&text).map_err(|source| Error::Refused { path: name, source })
-}
-
-fn store(path: &Path, config: &NodeConfig) -> io::Result<()> {
-    let text = config.to_yaml().map_err(io::Error::other)?;
-    write_private(path, text.as_bytes())
-}
-
-/// Replaces a file as a whole: readers see the old or the new content, also after a power cut. Mode 0600.
-///
-/// # Errors
-/// Those of the file system.
-pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(dir)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = dir.join(format!(".{name}.new"));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    File::open(dir)?.sync_all()
+/// What is in a file; none where it is not there.
+fn content(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(packed::MAX_BYTES + 1).read_to_end(&mut bytes));
+    let failed = |source| Error::Read {
+        place: path.display().to_string(),
+        source,
+    };
+    match read {
+        Ok(_) if bytes.len() as u64 > packed::MAX_BYTES => {
+            Err(failed(io::Error::other(config::Error::TooLarge)))
+        }
+        Ok(_) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+    use super::super::write_private;
     use super::*;
 
     const GOOD: &str = "version: 1\ngeneration: 3\nid: CN=a.edge1\nname: a.edge1\ntype: EdgeNode\nsubnets: [10.1.1.0/24]\n...\n";
@@ -188,16 +139,21 @@ mod tests {
             .map(|(config, origin)| (config.generation, *origin))
     }
 
+    async fn news(receiver: &mut watch::Receiver<Current>) {
+        tokio::time::timeout(POLL * 2, receiver.changed())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
     #[tokio::test]
     async fn the_last_good_document_survives_bad_ones_and_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            mounted: dir.path().join("mounted/tunnels.yaml"),
-            state_dir: dir.path().join("state"),
-        };
+        let mounted = dir.path().join("mounted/tunnels.yaml");
+        let state = dir.path().join("state");
         std::fs::create_dir(dir.path().join("mounted")).unwrap();
 
-        let mut receiver = watch(paths.clone());
+        let mut receiver = watch(mounted.clone(), Cache::new(&state));
         assert_eq!(
             generation(&receiver),
             None,
@@ -205,29 +161,73 @@ mod tests {
         );
         assert!(receiver.borrow().problem.is_some());
 
-        write_private(&paths.mounted, GOOD.as_bytes()).unwrap();
-        tokio::time::timeout(POLL * 2, receiver.changed())
-            .await
-            .unwrap()
-            .unwrap();
+        write_private(&mounted, GOOD.as_bytes()).unwrap();
+        news(&mut receiver).await;
         assert_eq!(generation(&receiver), Some((3, Origin::Mounted)));
-        let mode = std::fs::metadata(paths.cached()).unwrap().permissions().mode();
+        let mode = std::fs::metadata(state.join("tunnels.yaml"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
 
-        write_private(&paths.mounted, &GOOD.as_bytes()[..60]).unwrap();
-        tokio::time::timeout(POLL * 2, receiver.changed())
-            .await
-            .unwrap()
-            .unwrap();
+        write_private(&mounted, &GOOD.as_bytes()[..60]).unwrap();
+        news(&mut receiver).await;
         assert_eq!(generation(&receiver), Some((3, Origin::Mounted)));
         let problem = receiver.borrow().problem.as_ref().unwrap().to_string();
         assert!(problem.contains("the last good one stays in force"), "{problem}");
 
-        std::fs::remove_file(&paths.mounted).unwrap();
+        std::fs::remove_file(&mounted).unwrap();
         assert_eq!(
-            generation(&watch(paths)),
+            generation(&watch(mounted, Cache::new(&state))),
             Some((3, Origin::Cache)),
             "a restart finds it on disk"
+        );
+    }
+
+    /// A ConfigMap volume as the kubelet makes it: what is seen are links into a folder that is swapped as a whole.
+    struct Volume(PathBuf);
+
+    impl Volume {
+        fn swap(&self, revision: &str, name: &str, content: &[u8]) {
+            let folder = self.0.join(revision);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(name), content).unwrap();
+            symlink(revision, self.0.join("..data_tmp")).unwrap();
+            std::fs::rename(self.0.join("..data_tmp"), self.0.join("..data")).unwrap();
+            let link = self.0.join(name);
+            if link.symlink_metadata().is_err() {
+                symlink(Path::new("..data").join(name), link).unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_document_may_grow_out_of_its_plain_form_and_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = dir.path().join("etc/tunnels.yaml");
+        let volume = Volume(dir.path().join("etc"));
+        let text = |generation: u64| GOOD.replace("generation: 3", &format!("generation: {generation}"));
+        let long = format!("# {}\n{}", "x".repeat(packed::PLAIN_BYTES), text(4));
+        let packed::Packed::Compressed(bytes) = packed::pack(long) else {
+            panic!("not compressed");
+        };
+        volume.swap("..1", packed::DOCUMENT_KEY, text(3).as_bytes());
+        let mut receiver = watch(mounted, Cache::new(&dir.path().join("state")));
+        assert_eq!(generation(&receiver), Some((3, Origin::Mounted)));
+        volume.swap("..2", packed::COMPRESSED_KEY, &bytes);
+        news(&mut receiver).await;
+        assert_eq!(generation(&receiver), Some((4, Origin::Mounted)));
+        volume.swap("..3", packed::DOCUMENT_KEY, text(5).as_bytes());
+        news(&mut receiver).await;
+        assert_eq!(generation(&receiver), Some((5, Origin::Mounted)));
+
+        volume.swap("..4", packed::COMPRESSED_KEY, &bytes[..bytes.len() - 9]);
+        news(&mut receiver).await;
+        assert_eq!(generation(&receiver), Some((5, Origin::Mounted)));
+        let problem = receiver.borrow().problem.as_ref().unwrap().to_string();
+        assert!(
+            problem.contains("etc/tunnels.yaml.gz is refused") && problem.contains("truncated"),
+            "{problem}"
         );
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Parser;
 use fabedge_agent::args::{Cli, Command, Role};
+use fabedge_agent::source::Place;
 use fabedge_operator::{api, crds};
 use k8s_openapi::api::{apps::v1 as apps, core::v1 as core, rbac::v1 as rbac};
 use serde::Serialize;
@@ -113,6 +114,15 @@ fn the_operator_reads_the_settings() {
     }
 }
 
+/// What a container's variable NAMESPACE holds.
+fn namespace(container: &Value) -> Option<&'static str> {
+    let variables = container["env"].as_array().into_iter().flatten();
+    let mut found = variables.filter(|variable| variable["name"] == "NAMESPACE");
+    let field = &found.next()?["valueFrom"]["fieldRef"]["fieldPath"];
+    assert_eq!(field, "metadata.namespace");
+    Some(NAMESPACE)
+}
+
 #[test]
 fn the_agent_understands_its_command_lines() {
     let mut helm = Helm::start();
@@ -127,7 +137,12 @@ fn the_agent_understands_its_command_lines() {
             let container = &pods[object]["containers"][0];
             let words = ["command", "args"].map(|field| container[field].as_array().unwrap().clone());
             let words = words.concat();
-            let cli = Cli::try_parse_from(words.iter().map(|word| word.as_str().unwrap())).unwrap();
+            // As the kubelet does, where there is such a variable.
+            let words = words.iter().map(|word| match namespace(container) {
+                Some(field) => word.as_str().unwrap().replace("$(NAMESPACE)", field),
+                None => word.as_str().unwrap().to_owned(),
+            });
+            let cli = Cli::try_parse_from(words).unwrap();
             let (args, found) = match cli.command {
                 Command::Edge(args) => (args, Role::Edge),
                 Command::Connector(args) => (args, Role::Connector),
@@ -145,7 +160,16 @@ fn the_agent_understands_its_command_lines() {
                 path.ancestors()
                     .any(|folder| mounted.contains(folder.to_str().unwrap()))
             };
-            assert!(within(&args.config) && within(&cli.state_dir) && within(&cli.run_dir));
+            assert!(within(&cli.state_dir) && within(&cli.run_dir));
+            // Edges get their document from the kubelet, the cloud from the API.
+            let place = args.place(role).unwrap();
+            let map = |name: &str| Place::ConfigMap(format!("{NAMESPACE}/{name}").parse().unwrap());
+            match role {
+                Role::Edge => assert_eq!(place, Place::File(args.config.clone())),
+                Role::Connector => assert_eq!(place, map("connector-config")),
+                Role::Cloud => assert_eq!(place, map("fabedge-cloud-agent-config")),
+            }
+            assert_eq!(within(&args.config), role == Role::Edge, "{object}");
             assert_eq!(within(&cli.cni_conf_dir), role == Role::Edge, "{object}");
             assert_eq!(within(&args.key), role != Role::Cloud, "{object}");
             // Probes ask where it listens.
@@ -185,16 +209,7 @@ fn pods_have_the_names_and_containers_that_people_know() {
         volumes.find(|volume| volume["name"] == name).unwrap().clone()
     };
     let connector = pods["Deployment/fabedge-connector"];
-    assert_eq!(
-        volume(connector, "config")["configMap"]["name"],
-        "connector-config"
-    );
     assert_eq!(volume(connector, "tls")["secret"]["secretName"], "connector-tls");
-    let cloud = pods["DaemonSet/fabedge-cloud-agent"];
-    assert_eq!(
-        volume(cloud, "config")["configMap"]["name"],
-        "fabedge-cloud-agent-config"
-    );
     // An edge's state survives its pod; the key of everyone is for its owner only, and renewed while it runs.
     assert_eq!(volume(edge, "state")["hostPath"]["path"], "/var/lib/fabedge");
     for spec in [edge, connector] {
