@@ -206,6 +206,16 @@ impl Tunnels {
         Some(first + Duration::from_millis(100))
     }
 
+    /// The files with key and certificates, to be watched.
+    pub fn credential_files(&self) -> [PathBuf; 3] {
+        let Paths {
+            authorities,
+            certificate,
+            key,
+        } = self.options.paths.clone();
+        [authorities, certificate, key]
+    }
+
     /// What charon reports by itself, as reasons for a pass.
     pub fn events(&self) -> events::Events {
         events::Events::new(self.options.socket.clone())

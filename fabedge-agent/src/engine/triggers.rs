@@ -1,7 +1,9 @@
 //! What makes the engine look again: the kernel's network and firewall changes, charon's events, pods that come and
-//! go.
+//! go, and renewed certificates.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use super::Subsystems;
 use crate::datapath::pods;
 use crate::firewall;
 use crate::netlink::{self, Changes};
+use crate::source::subscribe;
 
 /// How long to wait before a broken source of events is opened again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -42,6 +45,11 @@ pub fn watch(subsystems: &Subsystems, trigger: &Arc<Notify>) {
             sender.notify_one();
         }
     });
+
+    tokio::spawn(watch_credentials(
+        subsystems.tunnels.credential_files(),
+        Arc::clone(trigger),
+    ));
 
     tokio::spawn(watch_pods(
         subsystems.datapath.cni_state_dir().to_owned(),
@@ -114,5 +122,105 @@ async fn watch_pods(state_dir: PathBuf, trigger: Arc<Notify>) {
             }
         }
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Passes when key or certificates are replaced. The folders above theirs are watched too: a Secret volume swaps a link
+/// in its root.
+async fn watch_credentials(files: [PathBuf; 3], trigger: Arc<Notify>) {
+    let folders: BTreeSet<&Path> = files
+        .iter()
+        .flat_map(|file| file.ancestors().skip(1).take(2))
+        .collect();
+    let events = Arc::new(Notify::new());
+    let mut known = files.each_ref().map(|file| stamp(file));
+    let mut watcher = None;
+    loop {
+        if watcher.is_none() {
+            // None where a folder is not there, as on a node without tunnels.
+            watcher = subscribe(folders.iter().copied(), &events).ok();
+        }
+        tokio::select! {
+            () = events.notified() => {}
+            () = tokio::time::sleep(RETRY) => {}
+        }
+        let now = files.each_ref().map(|file| stamp(file));
+        if now != known {
+            known = now;
+            trigger.notify_one();
+        }
+    }
+}
+
+/// What is another once a file has been written or replaced; none where it is not there.
+fn stamp(file: &Path) -> Option<(u64, u64, i64, i64)> {
+    let metadata = std::fs::metadata(file).ok()?;
+    Some((
+        metadata.ino(),
+        metadata.size(),
+        metadata.ctime(),
+        metadata.ctime_nsec(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Well below [`RETRY`]: what is seen by then was told and not polled.
+    const AT_ONCE: Duration = Duration::from_secs(2);
+
+    /// A Secret volume as the kubelet makes it.
+    fn swap(root: &Path, revision: &str) {
+        let folder = root.join(revision).join("certs");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("tls.crt"), "a certificate").unwrap();
+        symlink(revision, root.join("..data_tmp")).unwrap();
+        std::fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+        let link = root.join("certs");
+        if link.symlink_metadata().is_err() {
+            symlink("..data/certs", link).unwrap();
+        }
+    }
+
+    async fn heard(trigger: &Notify, patience: Duration) -> bool {
+        tokio::time::timeout(patience, trigger.notified()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_makes_a_pass_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        swap(root, "..1");
+        let files = ["ca.crt", "tls.crt", "tls.key"].map(|name| root.join("certs").join(name));
+        let trigger = Arc::new(Notify::new());
+        let watching = tokio::spawn(watch_credentials(files, Arc::clone(&trigger)));
+        assert!(
+            !heard(&trigger, Duration::from_millis(200)).await,
+            "nothing has happened yet"
+        );
+        for revision in ["..2", "..3"] {
+            let before = std::fs::read_link(root.join("..data")).unwrap();
+            swap(root, revision);
+            std::fs::remove_dir_all(root.join(before)).unwrap();
+            assert!(heard(&trigger, AT_ONCE).await, "{revision}");
+        }
+        watching.abort();
+    }
+
+    #[tokio::test]
+    async fn so_does_one_that_is_written_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["ca.crt", "tls.crt", "tls.key"].map(|name| dir.path().join(name));
+        let trigger = Arc::new(Notify::new());
+        let watching = tokio::spawn(watch_credentials(files.clone(), Arc::clone(&trigger)));
+        for content in ["a certificate", "another certificate"] {
+            assert!(!heard(&trigger, Duration::from_millis(200)).await);
+            std::fs::write(&files[1], content).unwrap();
+            assert!(heard(&trigger, AT_ONCE).await, "{content}");
+        }
+        watching.abort();
     }
 }
