@@ -1,7 +1,8 @@
 //! What the agent knows of its host, as values: observed by [`crate::netlink`] and [`crate::tunnels`] at the
 //! start of every pass, read by the pure [`crate::desired`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -47,6 +48,17 @@ pub struct Link {
     pub addresses: Vec<IpNet>,
 }
 
+/// A way by which the cloud's CNI reaches the pods of another node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hop {
+    /// The other node's address on the underlay.
+    pub node: IpAddr,
+    /// Whom routes name as the gateway: the same, or the far end of an overlay.
+    pub gateway: IpAddr,
+    /// By which interface.
+    pub device: String,
+}
+
 /// The host at the start of a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -56,6 +68,8 @@ pub struct Facts {
     pub uplinks: Vec<String>,
     /// Who performs ESP here.
     pub tunnel: TunnelKind,
+    /// The CNI's ways to other nodes; on cloud nodes without tunnels only, for nobody else asks.
+    pub hops: BTreeSet<Hop>,
 }
 
 impl Facts {
@@ -74,7 +88,7 @@ impl Facts {
     }
 
     /// The address of this node inside one of `subnets` (its pod gateway address), per family at most one.
-    pub fn address_within<'a>(&'a self, subnets: &'a [IpNet]) -> impl Iterator<Item = std::net::IpAddr> + 'a {
+    pub fn address_within<'a>(&'a self, subnets: &'a [IpNet]) -> impl Iterator<Item = IpAddr> + 'a {
         let mut seen = [false; 2];
         self.links
             .values()

@@ -1,8 +1,9 @@
 //! The one rtnetlink handle, what it tells of the host, and the notice that something changed.
 
 mod changes;
+mod hops;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use futures_util::TryStreamExt as _;
@@ -85,7 +86,7 @@ impl Netlink {
         &self.handle
     }
 
-    /// What the host looks like.
+    /// What the host looks like, all but its [`Netlink::hops`].
     ///
     /// # Errors
     /// When links, addresses or routes cannot be listed.
@@ -96,6 +97,7 @@ impl Netlink {
             links,
             uplinks,
             tunnel,
+            hops: BTreeSet::new(),
         })
     }
 

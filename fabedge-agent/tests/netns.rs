@@ -13,6 +13,7 @@ mod netns {
     mod edge;
     mod firewall;
     mod links;
+    mod overlay;
     mod routes;
     mod sysctl;
 }

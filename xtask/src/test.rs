@@ -110,8 +110,10 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
         let began = Instant::now();
         let run = match suite {
             Suite::Unit => unit(places),
-            Suite::Bpf => special_tests(places, MACHINE_TESTS)
-                .and_then(|programs| in_machine(places, Kernel::Host, &programs, None, "bpf", interrupt)),
+            Suite::Bpf => special_tests(places, MACHINE_TESTS).and_then(|programs| {
+                let programs: Vec<_> = programs.into_iter().map(|file| (file, &[][..])).collect();
+                in_machine(places, Kernel::Host, &programs, None, "bpf", interrupt)
+            }),
             Suite::Lab => lab(places, arguments, interrupt),
             Suite::Docs => checks(places),
             Suite::Image => image::check::check(places, interrupt),
@@ -205,8 +207,9 @@ fn closed(mut counts: Counts, success: bool) -> Counts {
 struct World {
     kernel: Kernel,
     tunnel: Tunnel,
-    /// Test programs that run there besides, by the names of their targets: what this kernel cannot tell.
-    programs: &'static [&'static str],
+    /// Test programs that run there besides, by the names of their targets and, where not all of their tests are meant,
+    /// of the tests: what this kernel cannot tell.
+    programs: &'static [(&'static str, &'static [&'static str])],
     /// Suites of the lab.
     suites: &'static [&'static str],
 }
@@ -217,13 +220,13 @@ const WORLDS: [World; 3] = [
     World {
         kernel: Kernel::V6_12,
         tunnel: Tunnel::Xfrm,
-        programs: &["charon"],
+        programs: &[("charon", &[]), ("netns", &["netns::overlay"])],
         suites: &["connectivity", "slow-path", "faults"],
     },
     World {
         kernel: Kernel::V6_1,
         tunnel: Tunnel::Xfrm,
-        programs: &["bpf"],
+        programs: &[("bpf", &[])],
         suites: &["connectivity", "slow-path", "cleanup"],
     },
     World {
@@ -242,10 +245,15 @@ fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<
             continue;
         }
         interrupt.check()?;
-        let programs: Vec<PathBuf> = programs
+        let programs: Vec<(PathBuf, &[&str])> = programs
             .iter()
-            .filter(|file| world.programs.contains(&target_name(file)))
-            .cloned()
+            .filter_map(|file| {
+                let (_, tests) = world
+                    .programs
+                    .iter()
+                    .find(|(name, _)| *name == target_name(file))?;
+                Some((file.clone(), *tests))
+            })
             .collect();
         let mut suite = words(&["/host/fabedge-lab", "suite", "--tunnel", world.tunnel.name()]);
         if arguments.more.is_empty() {
@@ -266,16 +274,18 @@ fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<
 fn in_machine(
     places: &Places,
     kernel: Kernel,
-    programs: &[PathBuf],
+    programs: &[(PathBuf, &[&str])],
     command: Option<Vec<String>>,
     suite: &str,
     interrupt: &Interrupt,
 ) -> Result<Counts> {
     let mut files = build::host_files(places);
     let mut commands = Vec::new();
-    for program in programs {
+    for (program, tests) in programs {
         let name = target_name(program);
-        commands.push(words(&[&format!("/host/tests/{name}"), "--test-threads=1"]));
+        let mut command = words(&[&format!("/host/tests/{name}"), "--test-threads=1"]);
+        command.extend(words(tests));
+        commands.push(command);
         files.push((format!("tests/{name}"), program.clone()));
     }
     commands.extend(command);

@@ -10,7 +10,7 @@ use fabedge_common::config::NodeConfig;
 use ipnet::IpNet;
 
 use super::Options;
-use super::routes::{next_hop, remote_nodes, underlay};
+use super::routes::{remote_nodes, underlay};
 use crate::facts::Facts;
 use crate::marks;
 
@@ -88,15 +88,13 @@ pub enum When {
     Out(String),
     /// It leaves by none of these interfaces, and nothing will encrypt it on its way.
     NotOut(Vec<String>),
-    /// It is not sent to this neighbour.
-    NotVia(IpAddr),
+    /// The neighbour that it is sent to is in none of the sets.
+    NotVia(Vec<Set>),
     /// It belongs to a connection that its sender opened to this very destination: it is no reply, and no
     /// hostPort, NodePort or ClusterIP brought it here.
     Unsolicited,
     /// It is an ICMP redirect.
     Redirect,
-    /// It is of this family.
-    Family4(bool),
 }
 
 /// What happens to a packet.
@@ -226,20 +224,19 @@ pub fn connector(config: &NodeConfig, facts: &Facts, _: &Options) -> Firewall {
     }
 }
 
-/// A cloud node without tunnels: peers are behind the connector.
+/// A cloud node without tunnels: peers are behind the connector, to whose node, or to whose end of the CNI's overlay,
+/// goes what is for them.
 ///
 /// Nothing is closed inbound: over which device the connector's packets arrive is the CNI's choice, and the
 /// connector has closed its own uplink.
 pub fn cloud(config: &NodeConfig, _: &Facts, _: &Options) -> Firewall {
     let mut table = Table::new(config);
-    for v6 in [false, true] {
-        let mut leak = vec![When::Family4(!v6), When::To(Set::Peers)];
-        match next_hop(config, v6) {
-            Some(connector) => leak.push(When::NotVia(connector)),
-            None => leak.push(When::NotOut(vec!["lo".to_owned()])),
-        }
-        table.drop(Hook::Outbound, Counter::OutboundToPods, leak);
-    }
+    // Not to one neighbour by its address: the packets between a moved connector's new routes and its new rules.
+    table.drop(
+        Hook::Outbound,
+        Counter::OutboundToPods,
+        [When::To(Set::Peers), When::NotVia(vec![Set::Own, Set::OwnNodes])],
+    );
     table.drop(
         Hook::Outbound,
         Counter::OutboundToPods,

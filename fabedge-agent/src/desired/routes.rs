@@ -13,6 +13,9 @@ use ipnet::IpNet;
 
 use crate::facts::Facts;
 use crate::marks;
+pub use cloud::{cloud, next_hop};
+
+mod cloud;
 
 /// Metric of what is to be used.
 pub const METRIC: u32 = 50;
@@ -176,43 +179,6 @@ pub fn connector(config: &NodeConfig, facts: &Facts) -> Routes {
     tunnelled(config, facts)
 }
 
-/// The routes of a cloud node without tunnels: edges and other clusters by way of the connector.
-pub fn cloud(config: &NodeConfig, facts: &Facts) -> Routes {
-    let mtu = facts.tunnel_mtu();
-    let connector = config.connector();
-    let towards = |destination: IpNet| {
-        let address = next_hop(config, is_v6(&destination))?;
-        let (device, onlink) = link_of(facts, address)?;
-        Some(Target::Gateway {
-            address,
-            device,
-            onlink,
-            mtu,
-        })
-    };
-    let mut routes = Routes::default();
-    routes.close(marks::POD_TABLE, config.network_subnets.iter().copied());
-    routes.lead(
-        marks::POD_TABLE,
-        connector
-            .into_iter()
-            .flat_map(|peer| peer.endpoint.subnets.iter().copied()),
-        towards,
-    );
-    finish(routes, config)
-}
-
-/// The connector's address that a cloud node sends to, in one family: the first of its node addresses.
-pub fn next_hop(config: &NodeConfig, v6: bool) -> Option<IpAddr> {
-    config
-        .connector()?
-        .endpoint
-        .node_subnets
-        .iter()
-        .map(IpNet::addr)
-        .find(|address| address.is_ipv6() == v6)
-}
-
 fn tunnelled(config: &NodeConfig, facts: &Facts) -> Routes {
     let own_pods: Vec<IpNet> = config.endpoint.pod_subnets().collect();
     let gateways: Vec<IpAddr> = facts.address_within(&own_pods).collect();
@@ -288,18 +254,6 @@ fn finish(mut routes: Routes, config: &NodeConfig) -> Routes {
     let own_pods: Vec<IpNet> = own.pod_subnets().collect();
     routes.rule(&IpNet::aggregate(&own_pods));
     routes
-}
-
-/// The device that leads to a neighbour, and whether the kernel has to be told that it is one.
-fn link_of(facts: &Facts, neighbour: IpAddr) -> Option<(String, bool)> {
-    let near = facts
-        .links
-        .values()
-        .find(|link| link.addresses.iter().any(|net| net.contains(&neighbour)));
-    match near {
-        Some(link) => Some((link.name.clone(), false)),
-        None => facts.uplinks.first().map(|name| (name.clone(), true)),
-    }
 }
 
 fn is_v6(net: &IpNet) -> bool {

@@ -28,27 +28,34 @@ pub fn edge(config: &NodeConfig, facts: &Facts) -> Sysctl {
     forwarding(config, facts, [facts.tunnel.device().to_owned()])
 }
 
-/// What cloud pods send to an edge reaches the connector at its uplink; what it returns to them leaves by the
-/// CNI's overlay.
+/// What a cloud node sends to an edge under one of its other addresses reaches the connector over the CNI's overlay, or,
+/// where there is none, at its uplink; the way back may be the other.
 pub fn connector(config: &NodeConfig, facts: &Facts) -> Sysctl {
     let tunnel = facts.tunnel.device().to_owned();
-    forwarding(config, facts, facts.uplinks.iter().cloned().chain([tunnel]))
+    forwarding(config, facts, underlay_and_overlay(config, facts).chain([tunnel]))
 }
 
-/// What an edge sends to a pod here arrives over the CNI's overlay; the way back is the connector's address.
+/// What an edge sends to a pod here comes by the CNI's way, and to the node itself at its uplink; what they send goes to
+/// the connector by the one or the other.
 pub fn cloud(config: &NodeConfig, facts: &Facts) -> Sysctl {
+    forwarding(config, facts, underlay_and_overlay(config, facts))
+}
+
+/// The uplinks, and what else has an address among the pods' but is no pod's: by that the CNI's overlay is known, and not
+/// by its many names. Bridges and their ports stay as strict as their CNI wants them.
+fn underlay_and_overlay(config: &NodeConfig, facts: &Facts) -> impl Iterator<Item = String> {
     let own: Vec<IpNet> = config.endpoint.pod_subnets().collect();
     let overlay = facts
         .links
         .values()
-        .filter(|link| link.master.is_none())
-        .filter(|link| {
+        .filter(|link| link.master.is_none() && link.kind.as_deref() != Some("bridge"))
+        .filter(move |link| {
             link.addresses
                 .iter()
                 .any(|address| own.iter().any(|net| net.contains(&address.addr())))
         })
         .map(|link| link.name.clone());
-    forwarding(config, facts, facts.uplinks.iter().cloned().chain(overlay))
+    facts.uplinks.iter().cloned().chain(overlay)
 }
 
 fn forwarding(config: &NodeConfig, facts: &Facts, asymmetric: impl IntoIterator<Item = String>) -> Sysctl {

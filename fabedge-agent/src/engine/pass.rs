@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fabedge_common::config::{EndpointType, NodeConfig};
+use ipnet::IpNet;
 use tracing::{debug, info};
 
 use crate::args::Role;
@@ -144,7 +145,10 @@ impl Subsystems {
         report: &mut Report,
     ) -> Result<(Facts, LocalPods), Error> {
         let mut facts = self.netlink.facts(TunnelKind::Xfrm).await?;
-        if config.endpoint.kind != EndpointType::CloudNode {
+        if config.endpoint.kind == EndpointType::CloudNode {
+            let pods: Vec<IpNet> = config.endpoint.pod_subnets().collect();
+            facts.hops = self.netlink.hops(&facts.links, &pods).await?;
+        } else {
             facts.tunnel = match self.tunnels.tunnel_kind().await {
                 Ok(kind) => kind,
                 Err(error) => {

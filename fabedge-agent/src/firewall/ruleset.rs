@@ -5,8 +5,6 @@
 //! or `snat to ip saddr`.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -185,8 +183,6 @@ fn can_match(rule: &Rule, table: &Table, v6: bool) -> bool {
     };
     let never = |when: &When| match when {
         When::From(set) | When::To(set) => empty(set),
-        When::NotVia(neighbour) => neighbour.is_ipv6() != v6,
-        When::Family4(v4) => *v4 == v6,
         _ => false,
     };
     let unlike = matches!(rule.then, Then::Source(address) if address.is_ipv6() != v6);
@@ -197,28 +193,24 @@ fn can_match(rule: &Rule, table: &Table, v6: bool) -> bool {
 fn condition(when: &When, v6: bool) -> Vec<String> {
     let ip = if v6 { "ip6" } else { "ip" };
     let none_of = |field: &str, sets: &[Set]| {
-        let mut text = String::new();
-        for set in sets {
-            if !text.is_empty() {
-                text.push(' ');
-            }
-            write_condition(&mut text, ip, field, *set, v6);
-        }
-        text
+        let conditions: Vec<String> = sets
+            .iter()
+            .map(|set| format!("{field} != @{}", set_name(*set, v6)))
+            .collect();
+        conditions.join(" ")
     };
     vec![match when {
         When::From(set) => format!("{ip} saddr @{}", set_name(*set, v6)),
-        When::NotFrom(sets) => none_of("saddr", sets),
+        When::NotFrom(sets) => none_of(&format!("{ip} saddr"), sets),
         When::To(set) => format!("{ip} daddr @{}", set_name(*set, v6)),
-        When::NotTo(sets) => none_of("daddr", sets),
+        When::NotTo(sets) => none_of(&format!("{ip} daddr"), sets),
         When::In(interface) => format!("iifname {interface:?}"),
         When::NotIn(interfaces) => format!("iifname != {}", interface_set(interfaces)),
         When::Out(interface) => format!("oifname {interface:?}"),
         // Behind an xfrm interface a packet passes postrouting once more before it is encrypted, and there its
         // device is the uplink already.
         When::NotOut(interfaces) => format!("oifname != {} rt ipsec missing", interface_set(interfaces)),
-        When::NotVia(IpAddr::V4(neighbour)) => format!("rt ip nexthop != {neighbour}"),
-        When::NotVia(IpAddr::V6(neighbour)) => format!("rt ip6 nexthop != {neighbour}"),
+        When::NotVia(sets) => none_of(&format!("rt {ip} nexthop"), sets),
         // What is not tracked has neither direction nor status, and matches no condition about them.
         When::Unsolicited => {
             return vec![
@@ -228,13 +220,7 @@ fn condition(when: &When, v6: bool) -> Vec<String> {
         }
         When::Redirect if v6 => "icmpv6 type nd-redirect".to_owned(),
         When::Redirect => "icmp type redirect".to_owned(),
-        When::Family4(_) => return vec![String::new()],
     }]
-}
-
-fn write_condition(text: &mut String, ip: &str, field: &str, set: Set, v6: bool) {
-    // Writing to a string cannot fail.
-    write!(text, "{ip} {field} != @{}", set_name(set, v6)).unwrap_or_default();
 }
 
 fn interface_set(interfaces: &[String]) -> String {

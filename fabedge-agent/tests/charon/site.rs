@@ -1,6 +1,6 @@
 //! A site: a network namespace with a charon, and a thread in it that makes passes as the agent does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -237,6 +237,7 @@ impl Site {
             links: BTreeMap::new(),
             uplinks: Vec::new(),
             tunnel: self.kind,
+            hops: BTreeSet::new(),
         };
         self.shared.lock().unwrap().desired = Some(desired::Tunnels::new(&config, &facts));
     }

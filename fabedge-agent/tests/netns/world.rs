@@ -80,7 +80,9 @@ pub struct Agent {
 impl Agent {
     pub async fn new() -> Self {
         let netlink = Netlink::open().unwrap();
-        let facts = netlink.facts(TunnelKind::Libipsec).await.unwrap();
+        let mut facts = netlink.facts(TunnelKind::Libipsec).await.unwrap();
+        let pods = ["10.233.64.0/18".parse().unwrap()];
+        facts.hops = netlink.hops(&facts.links, &pods).await.unwrap();
         Self {
             routes: Routes::new(netlink),
             firewall: Firewall::new(),

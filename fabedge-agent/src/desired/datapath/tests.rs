@@ -56,6 +56,7 @@ fn facts(links: Vec<Link>) -> Facts {
         links: links.into_iter().map(|link| (link.name.clone(), link)).collect(),
         uplinks: vec!["eth0".to_owned()],
         tunnel: TunnelKind::Xfrm,
+        hops: BTreeSet::new(),
     }
 }
 

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use fabedge_common::config::NodeConfig;
@@ -47,6 +47,7 @@ fn a_network_that_covers_the_underlay_does_not_refuse_esp() {
         links: BTreeMap::new(),
         uplinks: Vec::new(),
         tunnel: TunnelKind::Xfrm,
+        hops: BTreeSet::new(),
     };
     let options = Options {
         masq_outgoing: true,

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use fabedge_common::config::NodeConfig;
@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::{Key, Routes, TWIN_METRIC, Target, cloud, connector, edge};
-use crate::facts::{Facts, Link, TunnelKind};
+use crate::facts::{Facts, Hop, Link, TunnelKind};
 
 fn facts(links: &[(&str, &str)], uplinks: &[&str]) -> Facts {
     let links: BTreeMap<String, Link> = links
@@ -27,6 +27,7 @@ fn facts(links: &[(&str, &str)], uplinks: &[&str]) -> Facts {
         links,
         uplinks,
         tunnel: TunnelKind::Xfrm,
+        hops: BTreeSet::new(),
     }
 }
 
@@ -227,34 +228,53 @@ fn a_connector_leaves_its_own_cluster_to_the_cni() {
     assert_eq!(routes.rules.iter().filter(|rule| rule.table == 221).count(), 1);
 }
 
-#[test]
-fn a_cloud_node_needs_a_way_to_the_connector() {
-    let config = document(
+fn cloud_document(connector: &str) -> NodeConfig {
+    document(&format!(
         "version: 1
 id: cloud
 name: c.cloud
 type: CloudNode
-subnets: [10.2.0.0/24]
-nodeSubnets: [10.8.0.1, 10.8.0.2]
+subnets: [10.2.0.0/16, 'fd00:2::/48']
+nodeSubnets: [10.8.0.1, 10.8.0.2, 10.8.0.3]
 networkSubnets: [10.1.0.0/16]
 peers:
 - id: connector
   name: c.connector
   type: Connector
   subnets: [10.1.1.0/24, 'fd00:1::/64']
-  nodeSubnets: [10.8.0.1]
+  nodeSubnets: [{connector}]
 ...
-",
-    );
-    let gateway = |device: &str, onlink| Target::Gateway {
-        address: "10.8.0.1".parse().unwrap(),
+"
+    ))
+}
+
+fn hops(hops: &[(&str, &str, &str)]) -> BTreeSet<Hop> {
+    let hop = |(node, gateway, device): &(&str, &str, &str)| Hop {
+        node: node.parse().unwrap(),
+        gateway: gateway.parse().unwrap(),
+        device: (*device).to_owned(),
+    };
+    hops.iter().map(hop).collect()
+}
+
+fn gateway(address: &str, device: &str, onlink: bool, mtu: u32) -> Option<Target> {
+    Some(Target::Gateway {
+        address: address.parse().unwrap(),
         device: device.to_owned(),
         onlink,
-        mtu: 1400,
-    };
+        mtu,
+    })
+}
+
+#[test]
+fn a_cloud_node_needs_a_way_to_the_connector() {
+    let config = cloud_document("10.8.0.1");
     let near = facts(&[("eth0", "10.8.0.2/24"), ("eth1", "172.16.0.1/24")], &["eth1"]);
     let routes = cloud(&config, &near);
-    assert_eq!(lookup(&routes, None, "10.1.1.9"), Some(gateway("eth0", false)));
+    assert_eq!(
+        lookup(&routes, None, "10.1.1.9"),
+        gateway("10.8.0.1", "eth0", false, 1400)
+    );
     assert_eq!(
         lookup(&routes, None, "fd00:1::9"),
         Some(Target::Unreachable),
@@ -264,13 +284,112 @@ peers:
     let far = facts(&[("eth0", "10.8.0.2/32")], &["eth0"]);
     assert_eq!(
         lookup(&cloud(&config, &far), None, "10.1.1.9"),
-        Some(gateway("eth0", true))
+        gateway("10.8.0.1", "eth0", true, 1400)
     );
     let none = facts(&[], &[]);
     assert_eq!(
         lookup(&cloud(&config, &none), None, "10.1.1.9"),
         Some(Target::Unreachable)
     );
+}
+
+#[test]
+fn the_way_to_the_connector_is_the_one_that_the_cni_takes() {
+    let config = cloud_document("10.8.0.1, 'fd08::1'");
+    for (name, overlay, ways, v4, v6) in [
+        (
+            "Flannel, host-gw",
+            None,
+            hops(&[
+                ("10.8.0.1", "10.8.0.1", "eth0"),
+                ("fd08::1", "fd08::1", "eth0"),
+                ("10.8.0.3", "10.8.0.3", "eth0"),
+            ]),
+            gateway("10.8.0.1", "eth0", false, 1400),
+            gateway("fd08::1", "eth0", true, 1400),
+        ),
+        (
+            "Flannel, vxlan",
+            Some(("flannel.1", "10.2.2.0/32", 1450)),
+            hops(&[
+                ("10.8.0.1", "10.2.1.0", "flannel.1"),
+                ("10.8.0.3", "10.2.3.0", "flannel.1"),
+                ("fd08::1", "fd00:2:0:1::", "flannel-v6.1"),
+            ]),
+            gateway("10.2.1.0", "flannel.1", true, 1400),
+            gateway("fd00:2:0:1::", "flannel-v6.1", true, 1400),
+        ),
+        (
+            "Calico, IPIP, its MTU set by hand",
+            Some(("tunl0", "10.2.2.64/32", 1380)),
+            hops(&[
+                ("10.8.0.1", "10.8.0.1", "tunl0"),
+                ("10.8.0.3", "10.8.0.3", "eth0"),
+            ]),
+            gateway("10.8.0.1", "tunl0", true, 1380),
+            gateway("fd08::1", "eth0", true, 1400),
+        ),
+        (
+            "Calico, vxlan across subnets only, and this is the same one",
+            Some(("vxlan.calico", "10.2.2.64/32", 1450)),
+            hops(&[
+                ("10.8.0.1", "10.8.0.1", "eth0"),
+                ("10.8.0.3", "10.2.3.64", "vxlan.calico"),
+            ]),
+            gateway("10.8.0.1", "eth0", false, 1400),
+            gateway("fd08::1", "eth0", true, 1400),
+        ),
+        (
+            "another CNI's overlay, which has no gateways",
+            Some(("cilium_vxlan", "10.2.2.1/32", 1450)),
+            hops(&[]),
+            gateway("10.8.0.1", "eth0", false, 1400),
+            gateway("fd08::1", "eth0", true, 1400),
+        ),
+        (
+            "one family over the other",
+            None,
+            hops(&[("10.8.0.1", "fd00:2:0:1::", "flannel-v6.1")]),
+            gateway("10.8.0.1", "eth0", false, 1400),
+            gateway("fd08::1", "eth0", true, 1400),
+        ),
+    ] {
+        let mut host = facts(&[("eth0", "10.8.0.2/24")], &["eth0"]);
+        if let Some((name, address, mtu)) = overlay {
+            let mut link = host.links["eth0"].clone();
+            (link.name, link.mtu, link.addresses) = (name.to_owned(), mtu, vec![address.parse().unwrap()]);
+            host.links.insert(name.to_owned(), link);
+        }
+        host.hops = ways;
+        let routes = cloud(&config, &host);
+        assert_eq!(lookup(&routes, None, "10.1.1.9"), v4, "{name}");
+        assert_eq!(lookup(&routes, None, "fd00:1::9"), v6, "{name}");
+        assert_eq!(
+            lookup(&routes, None, "10.2.1.9"),
+            None,
+            "{name}: the cloud's pods are the CNI's"
+        );
+        assert_eq!(
+            lookup(&routes, None, "10.8.0.1"),
+            None,
+            "{name}: so are its nodes"
+        );
+
+        // The connector has moved: the same prefixes, all by another way, and none by the old one.
+        let moved = cloud(&cloud_document("10.8.0.3, 'fd08::3'"), &host);
+        let expected = host
+            .hops
+            .iter()
+            .find(|hop| hop.node == IpAddr::from([10, 8, 0, 3]));
+        match (expected, lookup(&moved, None, "10.1.1.9")) {
+            (Some(hop), Some(Target::Gateway { address, device, .. })) => {
+                assert_eq!((address, device), (hop.gateway, hop.device.clone()), "{name}");
+            }
+            (None, target) => assert_eq!(target, gateway("10.8.0.3", "eth0", false, 1400), "{name}"),
+            (hop, target) => panic!("{name}: {hop:?} {target:?}"),
+        }
+        assert!(moved.routes.keys().eq(routes.routes.keys()), "{name}");
+    }
 }
 
 proptest! {

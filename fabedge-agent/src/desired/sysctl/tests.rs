@@ -6,16 +6,18 @@ use super::{cloud, connector, edge};
 use crate::facts::{Facts, Link, TunnelKind};
 
 fn facts() -> Facts {
-    let link = |name: &str, address: &str, master| Link {
+    let link = |name: &str, address: &str, kind: &str, master| Link {
         name: name.to_owned(),
+        kind: Some(kind.to_owned()),
         master,
         addresses: vec![address.parse().unwrap()],
         ..Link::default()
     };
     let links: BTreeMap<String, Link> = [
-        link("eth0", "10.8.0.1/24", None),
-        link("flannel.1", "10.2.0.0/32", None),
-        link("veth1", "10.2.0.7/32", Some(4)),
+        link("eth0", "10.8.0.1/24", "veth", None),
+        link("flannel.1", "10.2.0.0/32", "vxlan", None),
+        link("cni0", "10.2.0.1/24", "bridge", None),
+        link("veth1", "10.2.0.7/32", "veth", Some(4)),
     ]
     .map(|link| (link.name.clone(), link))
     .into();
@@ -23,6 +25,7 @@ fn facts() -> Facts {
         links,
         uplinks: vec!["eth0".to_owned()],
         tunnel: TunnelKind::Xfrm,
+        hops: BTreeSet::new(),
     }
 }
 
@@ -58,8 +61,7 @@ fn the_reverse_path_is_loose_where_ways_differ() {
     assert_eq!(edge(&config, &facts()).asymmetric, names(&["fabedge0"]));
     assert_eq!(
         connector(&config, &facts()).asymmetric,
-        names(&["eth0", "fabedge0"])
+        names(&["eth0", "fabedge0", "flannel.1"])
     );
-    // Pods' own interfaces, or ports of a bridge, stay as their CNI wants them.
     assert_eq!(cloud(&config, &facts()).asymmetric, names(&["eth0", "flannel.1"]));
 }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fabedge_common::config::Endpoint;
 
@@ -71,6 +71,7 @@ fn desired(config: &NodeConfig, tunnel: TunnelKind) -> Tunnels {
             links: BTreeMap::new(),
             uplinks: Vec::new(),
             tunnel,
+            hops: BTreeSet::new(),
         },
     )
 }
