@@ -60,6 +60,12 @@ pub enum Command {
     /// The chart ships the same. Use this to bring them up to date, which `helm upgrade` does not do:
     /// `fabedge-operator crds | kubectl apply --server-side -f -`.
     Crds(Crds),
+    /// Print what the chart's values need to know of this cluster: where its DNS is, and its prefixes.
+    ///
+    /// Run it on a node of the control plane: it looks at the files there, and asks the API, by KUBECONFIG or
+    /// ~/.kube/config, for what they do not tell. What cannot be found is `unknown`, with the reason on stderr, and
+    /// the exit code is 1.
+    ClusterInfo(ClusterInfo),
 }
 
 /// Arguments of `run`.
@@ -94,6 +100,14 @@ fn host_name() -> String {
     // A pod's host name is its name.
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}-{}", name.trim(), std::process::id())
+}
+
+/// Arguments of `cluster-info`.
+#[derive(Args, Debug)]
+pub struct ClusterInfo {
+    /// Look for files under this folder: a node's root that is mounted elsewhere, say.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
 }
 
 /// Arguments of `crds`.

@@ -2,27 +2,35 @@
 //! files.
 
 mod authority;
+mod calico;
+pub mod cluster_info;
+mod discover;
 mod lease;
 mod live;
 mod objects;
 mod pods;
+mod pools;
 mod publish;
 mod serve;
 pub mod uninstall;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabedge_common::config::CLOUD;
+use ipnet::IpNet;
 use kube::{Client, Config};
 use time::OffsetDateTime;
 use tokio::sync::watch as channel;
 use tracing::{info, warn};
 
+use crate::api::SettingsSpec;
 use crate::args;
-use crate::finding::Severity;
+use crate::discovery::Filled;
+use crate::finding::{Finding, Severity};
 use crate::observe::{convert_settings, manifest};
 use crate::pki::Authority;
 use crate::reporter::{Reporter, chain};
@@ -95,7 +103,7 @@ pub enum Error {
 /// # Errors
 /// When it cannot start, or another operator has taken over. What was published stays in force.
 pub async fn run(args: &args::Run) -> Result<(), Error> {
-    let settings = settings(&args.settings)?;
+    let given = given(&args.settings)?;
     let mut stop = crate::signals::Stop::new().map_err(Error::Signal)?;
     let status = Arc::new(Status::default());
     let listener = tokio::net::TcpListener::bind(args.listen)
@@ -107,8 +115,13 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
     tokio::spawn(serve::serve(listener, Arc::clone(&status)));
 
     let config = Config::infer().await.map_err(Error::Config)?;
-    info!(api = %config.cluster_url, cluster = settings.cluster, namespace = args.namespace, "starting");
+    info!(api = %config.cluster_url, cluster = given.name, namespace = args.namespace, "starting");
     let client = Client::try_from(config.clone()).map_err(Error::Client)?;
+    let filled = tokio::select! {
+        () = stop.signalled() => return Ok(()),
+        filled = discover::settle(&client, &given, &status) => filled,
+    };
+    let settings = settings(&args.settings, &filled)?;
     // A client of its own: renewing the lease must not wait behind a thousand writes.
     let lease = lease::Lease::new(
         Client::try_from(config).map_err(Error::Client)?,
@@ -119,7 +132,7 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
     let holder = tokio::spawn(lease.hold(leads));
 
     // A standby observes too, and so takes over at once.
-    let mut operator = Operator::new(client, settings, &args.namespace, status);
+    let mut operator = Operator::new(client, filled, settings, &args.namespace, status);
     let outcome = loop {
         tokio::select! {
             () = stop.signalled() => break Ok(()),
@@ -145,25 +158,34 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
     outcome
 }
 
-/// Reads the settings, which the chart mounts.
-fn settings(path: &Path) -> Result<Settings, Error> {
+/// Reads the settings, which the chart mounts, and refuses what nothing that the API could tell would mend.
+fn given(path: &Path) -> Result<SettingsSpec, Error> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Settings {
         path: path.to_owned(),
         source,
     })?;
-    let refused = |findings: Vec<String>| Error::Refused {
+    let object = manifest::settings(&text).map_err(|why| refused(path, vec![why]))?;
+    let faults = convert_settings::faults_of_given(&object.spec);
+    if faults.is_empty() {
+        Ok(object.spec)
+    } else {
+        Err(refused(path, faults.iter().map(ToString::to_string).collect()))
+    }
+}
+
+/// The settings, with what was found out beside them where they are refused.
+fn settings(path: &Path, filled: &Filled) -> Result<Settings, Error> {
+    convert_settings::settings(&filled.spec).map_err(|faults| {
+        let faults = faults.iter().map(ToString::to_string);
+        refused(path, faults.chain(filled.found.iter().cloned()).collect())
+    })
+}
+
+fn refused(path: &Path, findings: Vec<String>) -> Error {
+    Error::Refused {
         path: path.to_owned(),
         findings,
-    };
-    let object = manifest::settings(&text).map_err(|why| refused(vec![why]))?;
-    convert_settings::settings(&object.spec).map_err(|faults| {
-        refused(
-            faults
-                .iter()
-                .map(|fault| format!("{}: {}", fault.field, fault.message))
-                .collect(),
-        )
-    })
+    }
 }
 
 /// What is kept between passes.
@@ -172,7 +194,10 @@ struct Operator {
     watch: watch::Watch,
     publisher: Publisher,
     pods: Pods,
+    /// None where they are not kept.
+    pools: Option<pools::Pools>,
     settings: Settings,
+    filled: Filled,
     authority: Option<Authority>,
     status: Arc<Status>,
     /// When the next pass is due though nothing has changed.
@@ -181,13 +206,16 @@ struct Operator {
 }
 
 impl Operator {
-    fn new(client: Client, settings: Settings, namespace: &str, status: Arc<Status>) -> Self {
+    fn new(client: Client, filled: Filled, settings: Settings, namespace: &str, status: Arc<Status>) -> Self {
+        let keep = settings.cni == CniType::Calico && filled.spec.auto_keep_ip_pools != Some(false);
         Self {
-            live: Live::default(),
-            watch: watch::Watch::new(&client, namespace),
+            live: Live::new(settings.cni),
+            watch: watch::Watch::new(&client, namespace, settings.cni),
+            pools: keep.then(|| pools::Pools::new(client.clone())),
             publisher: Publisher::new(client.clone(), namespace),
             pods: Pods::new(client, namespace),
             settings,
+            filled,
             authority: None,
             status,
             next: Instant::now(),
@@ -235,6 +263,7 @@ impl Operator {
     async fn pass(&mut self, now: OffsetDateTime) {
         let started = Instant::now();
         let (snapshot, mut findings) = self.live.snapshot();
+        findings.extend(self.follow_pools());
         let previous = self.publisher.previous();
         let (topology, more) = topology::compute(&snapshot, &self.settings, &previous);
         findings.extend(more);
@@ -242,15 +271,61 @@ impl Operator {
         let whole = !findings
             .iter()
             .any(|f| f.problem.object.starts_with("Node") && f.severity == Severity::Error);
+        let kept = self.keep_pools(&topology, &mut findings).await;
         let (report, mut failures) = self.publish(&topology, whole, now).await;
         findings.extend(self.pods.want(&topology, &self.live, &self.publisher, whole));
         // At once: a kubelet that is told of a new document fetches it.
         self.pods.plan(&self.live, now);
         failures.extend(self.pods.failures());
+        failures.extend(kept);
         self.reporter.report(&findings, &failures);
         self.status
             .pass(&report, &findings, failures.len(), started.elapsed());
         self.next = Instant::now() + if failures.is_empty() { FULL_PASS } else { RETRY };
+    }
+
+    /// Where Calico's IP pools say where pods are, they do so also when they change.
+    fn follow_pools(&mut self) -> Vec<Finding> {
+        let pools = self.live.calico.as_ref().and_then(|calico| calico.pools());
+        let Some(pools) = pools.filter(|_| self.filled.follows_pools) else {
+            return Vec::new();
+        };
+        let ranges: BTreeSet<IpNet> = pools.values().filter_map(|pool| pool.in_use()).collect();
+        let current: BTreeSet<IpNet> = self.settings.cluster_cidrs.iter().copied().collect();
+        if ranges.is_empty() || ranges == current {
+            return Vec::new();
+        }
+        let spec = SettingsSpec {
+            cluster_cidr: ranges.iter().map(ToString::to_string).collect(),
+            ..self.filled.spec.clone()
+        };
+        match convert_settings::settings(&spec) {
+            Ok(settings) => {
+                info!(
+                    ranges = spec.cluster_cidr.join(","),
+                    "the pods' prefixes follow Calico's IPPools"
+                );
+                self.settings = settings;
+                self.filled.spec = spec;
+                Vec::new()
+            }
+            Err(faults) => faults
+                .iter()
+                .map(|fault| Finding::error("IPPool", "spec.cidr", fault.to_string()))
+                .collect(),
+        }
+    }
+
+    /// Keeps Calico from masquerading what is for the other side of the connector.
+    async fn keep_pools(&self, topology: &Topology, findings: &mut Vec<Finding>) -> Vec<String> {
+        let there = self.live.calico.as_ref().and_then(|calico| calico.pools());
+        let Some((keeper, there)) = self.pools.as_ref().zip(there) else {
+            return Vec::new();
+        };
+        let (plan, more) = pools::plan(&pools::wanted(&self.settings, topology), there);
+        findings.extend(more);
+        let failures = keeper.carry_out(&plan).await;
+        failures.iter().map(|error| chain(error)).collect()
     }
 
     async fn publish(

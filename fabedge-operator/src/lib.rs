@@ -7,6 +7,7 @@
 pub mod api;
 pub mod args;
 pub mod crds;
+pub mod discovery;
 pub mod finding;
 pub mod kubernetes;
 pub mod observe;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use fabedge_operator::args::{Cli, Command};
 use fabedge_operator::finding::Severity;
+use fabedge_operator::kubernetes::cluster_info;
 use fabedge_operator::{crds, kubernetes, standalone};
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
@@ -56,6 +57,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             daemon(cli.log)?.block_on(kubernetes::uninstall::run(&args))?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::ClusterInfo(args) => {
+            let problems = runtime()?.block_on(cluster_info::print(&args.root, &mut std::io::stdout()))?;
+            for problem in &problems {
+                eprintln!("{problem}");
+            }
+            Ok(exit_code(!problems.is_empty()))
+        }
         Command::Run(args) => {
             daemon(cli.log)?.block_on(kubernetes::run(&args))?;
             Ok(ExitCode::SUCCESS)
@@ -70,6 +78,10 @@ fn daemon(log: EnvFilter) -> std::io::Result<Runtime> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    runtime()
+}
+
+fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 

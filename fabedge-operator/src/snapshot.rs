@@ -16,6 +16,8 @@ pub struct ClusterSnapshot {
     pub communities: BTreeMap<String, Community>,
     /// Other clusters.
     pub clusters: BTreeMap<String, Cluster>,
+    /// What Calico has given out; absent where nobody tells, which is not the same as nothing.
+    pub blocks: Option<Vec<Block>>,
 }
 
 /// A node of this cluster.
@@ -56,6 +58,15 @@ pub struct Cluster {
     pub endpoints: Vec<Endpoint>,
 }
 
+/// Pod addresses that Calico has given out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// The addresses.
+    pub cidr: IpNet,
+    /// The node that has them; nobody while one that gave them back still has a pod with one of them.
+    pub node: Option<String>,
+}
+
 /// How two edges of a community reach each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EdgeToEdge {
@@ -70,7 +81,8 @@ pub enum EdgeToEdge {
 pub enum CniType {
     /// Each node's own `spec.podCIDRs`.
     Flannel,
-    /// Cloud pods anywhere in the cluster CIDR, edges from a pool of ours.
+    /// Cloud pods in the blocks that Calico gave out (where nobody tells which, anywhere in the cluster CIDR), edges
+    /// from a pool of ours.
     Calico,
 }
 

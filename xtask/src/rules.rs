@@ -17,6 +17,8 @@ const PURE: &[&str] = &[
     "fabedge-agent/src/desired.rs",
     "fabedge-agent/src/desired/",
     "fabedge-common/src/",
+    "fabedge-operator/src/discovery.rs",
+    "fabedge-operator/src/discovery/",
     "fabedge-operator/src/snapshot.rs",
     "fabedge-operator/src/topology.rs",
     "fabedge-operator/src/topology/",

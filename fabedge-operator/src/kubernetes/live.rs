@@ -10,13 +10,14 @@ use kube::core::DynamicObject;
 use kube::runtime::watcher::Event as Watched;
 use serde::de::DeserializeOwned;
 
+use super::calico::Calico;
 use super::pods::{AgentPod, Template, observed, template};
 use super::publish::Publisher;
 use crate::api::{ClusterSpec, CommunitySpec};
 use crate::finding::Finding;
 use crate::observe::convert;
 use crate::observe::manifest::Fault;
-use crate::snapshot::{Cluster, ClusterSnapshot, Community, Node};
+use crate::snapshot::{Cluster, ClusterSnapshot, CniType, Community, Node};
 
 /// Something that the API server showed.
 #[derive(Debug)]
@@ -37,6 +38,12 @@ pub enum Event {
     Connector(Box<Watched<core::Pod>>),
     /// The PodTemplate of the agents' pods.
     Template(Box<Watched<core::PodTemplate>>),
+    /// A block of addresses of Calico's.
+    Block(Watched<DynamicObject>),
+    /// An IP pool of Calico's.
+    Pool(Watched<DynamicObject>),
+    /// A kind that the API does not have, by its plural.
+    Missing(&'static str),
 }
 
 /// What has to be looked at after an event.
@@ -70,6 +77,8 @@ pub struct Live {
     /// Whether each of the connector's pods is ready.
     connectors: Seen<bool>,
     templates: Seen<Arc<Template>>,
+    /// Calico's objects, where it is the network plugin.
+    pub calico: Option<Calico>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -80,6 +89,14 @@ struct LiveNode {
 }
 
 impl Live {
+    /// Nothing yet.
+    pub fn new(cni: CniType) -> Self {
+        Self {
+            calico: (cni == CniType::Calico).then(Calico::default),
+            ..Self::default()
+        }
+    }
+
     /// Takes an event; returns what it changed.
     pub fn take(&mut self, event: Event, publisher: &mut Publisher) -> Change {
         match event {
@@ -113,7 +130,14 @@ impl Live {
                 |object| Some(object.name_any()).filter(|name| name == template::NAME),
                 |object| Template::new(object).map(Arc::new),
             )),
+            Event::Block(event) => self.calico_seen(|calico| calico.take_block(event)),
+            Event::Pool(event) => self.calico_seen(|calico| calico.take_pool(event)),
+            Event::Missing(plural) => self.calico_seen(|calico| calico.take_missing(plural)),
         }
+    }
+
+    fn calico_seen(&mut self, take: impl FnOnce(&mut Calico) -> bool) -> Change {
+        Change::everything(self.calico.as_mut().is_some_and(take))
     }
 
     /// Takes notice of a pod, of the watch or of the answer to a request; returns whether it is news.
@@ -125,7 +149,8 @@ impl Live {
     /// Whether every kind that the topology is made of was listed once: until then something that is missing may
     /// merely not have come yet.
     pub fn complete(&self) -> bool {
-        self.nodes.listed && self.communities.listed && self.clusters.listed
+        let calico = self.calico.as_ref().and_then(Calico::awaited);
+        self.nodes.listed && self.communities.listed && self.clusters.listed && calico.is_none()
     }
 
     /// The agents' pods by the name of their node; none before all were listed.
@@ -162,6 +187,7 @@ impl Live {
                 .collect(),
             communities: self.communities.good.clone(),
             clusters: self.clusters.good.clone(),
+            blocks: self.calico.as_ref().and_then(Calico::blocks),
         };
         let bad = [
             &self.nodes.bad,
@@ -175,6 +201,7 @@ impl Live {
                 .flat_map(BTreeMap::values)
                 .flatten()
                 .cloned()
+                .chain(self.calico.iter().flat_map(Calico::findings))
                 .collect(),
         )
     }
@@ -197,13 +224,13 @@ impl Live {
 
 /// The objects of one kind by name.
 #[derive(Debug)]
-struct Seen<T> {
-    good: BTreeMap<String, T>,
+pub(super) struct Seen<T> {
+    pub(super) good: BTreeMap<String, T>,
     /// What is wrong with an object; what it said before stays in effect.
-    bad: BTreeMap<String, Vec<Finding>>,
+    pub(super) bad: BTreeMap<String, Vec<Finding>>,
     /// Names in the list that is coming in.
     listing: BTreeSet<String>,
-    listed: bool,
+    pub(super) listed: bool,
 }
 
 impl<T> Default for Seen<T> {
@@ -218,8 +245,9 @@ impl<T> Default for Seen<T> {
 }
 
 impl<T: PartialEq> Seen<T> {
-    /// Takes an event. `name` is under what an object is kept; without one it is none of ours.
-    fn take<K>(
+    /// Takes an event; returns whether it changed anything. `name` is under what an object is kept; without one it
+    /// is none of ours.
+    pub(super) fn take<K>(
         &mut self,
         event: Watched<K>,
         kind: &str,
@@ -281,7 +309,7 @@ impl<T: PartialEq> Seen<T> {
     }
 }
 
-fn named(object: &impl ResourceExt) -> Option<String> {
+pub(super) fn named(object: &impl ResourceExt) -> Option<String> {
     Some(object.name_any())
 }
 

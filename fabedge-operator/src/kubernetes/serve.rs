@@ -1,7 +1,7 @@
 //! `/healthz`, `/readyz` and `/metrics`. They read what the passes left; they never ask for one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -28,9 +28,16 @@ pub struct Status {
     errors: AtomicU64,
     warnings: AtomicU64,
     microseconds: AtomicU64,
+    /// What is waited for before the work can begin.
+    awaits: Mutex<Option<String>>,
 }
 
 impl Status {
+    /// Sets what is waited for before the work can begin.
+    pub fn wait_for(&self, what: Option<String>) {
+        *self.awaits.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
     /// Sets whether this operator leads; returns whether it did.
     pub fn set_leader(&self, leads: bool) -> bool {
         self.leader.swap(leads, Ordering::Relaxed)
@@ -112,7 +119,10 @@ impl Status {
     }
 
     /// Whether it does its work: a standby does by standing by, a leader once a pass has succeeded.
-    fn ready(&self) -> Result<&'static str, &'static str> {
+    fn ready(&self) -> Result<&'static str, String> {
+        if let Some(what) = &*self.awaits.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(format!("waiting: {what}\n"));
+        }
         if !self.leads() {
             return Ok("standing by\n");
         }
@@ -120,9 +130,9 @@ impl Status {
             self.passes.load(Ordering::Relaxed),
             self.failures.load(Ordering::Relaxed),
         ) {
-            (0, _) => Err("no pass yet\n"),
+            (0, _) => Err("no pass yet\n".to_owned()),
             (_, 0) => Ok("leading\n"),
-            _ => Err("the last pass failed in part; the log says where\n"),
+            _ => Err("the last pass failed in part; the log says where\n".to_owned()),
         }
     }
 }
@@ -156,7 +166,7 @@ async fn metrics(State(status): State<Arc<Status>>) -> impl IntoResponse {
 
 async fn readyz(State(status): State<Arc<Status>>) -> impl IntoResponse {
     match status.ready() {
-        Ok(how) => (StatusCode::OK, how),
+        Ok(how) => (StatusCode::OK, how.to_owned()),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
@@ -170,7 +180,10 @@ mod tests {
         let status = Status::default();
         assert_eq!(status.ready(), Ok("standing by\n"));
         assert!(!status.set_leader(true));
-        assert!(status.ready().is_err());
+        status.wait_for(Some("a network plugin".to_owned()));
+        assert_eq!(status.ready(), Err("waiting: a network plugin\n".to_owned()));
+        status.wait_for(None);
+        assert_eq!(status.ready(), Err("no pass yet\n".to_owned()));
         status.pass(&Report::default(), &[], 1, Duration::ZERO);
         assert!(status.ready().is_err());
         status.pass(&Report::default(), &[], 0, Duration::from_millis(3));

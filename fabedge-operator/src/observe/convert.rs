@@ -218,7 +218,7 @@ pub(super) fn edge_to_edge(field: &str, text: &str, faults: &mut Vec<Fault>) -> 
 }
 
 /// Prefixes, or addresses as prefixes of one.
-pub(super) fn prefixes(field: &str, texts: &[String], faults: &mut Vec<Fault>) -> Vec<IpNet> {
+pub(crate) fn prefixes(field: &str, texts: &[String], faults: &mut Vec<Fault>) -> Vec<IpNet> {
     let mut found = Vec::new();
     for (i, text) in texts.iter().enumerate() {
         let net = text

@@ -10,6 +10,7 @@ use crate::api;
 use crate::snapshot::{CniType, LabelMatch, Pool, Settings};
 
 const EDGE_LABEL: &str = "node-role.kubernetes.io/edge";
+const CLUSTER_CIDR: &str = "spec.clusterCIDR";
 const CONNECTOR_LABEL: &str = "node-role.kubernetes.io/connector";
 
 /// Reads the settings of a folder of manifests, where there is no API to ask and no other cluster to register with.
@@ -45,6 +46,22 @@ pub fn of_folder(spec: &api::SettingsSpec) -> Result<Settings, Vec<Fault>> {
             Err(faults)
         }
     }
+}
+
+/// What is wrong with settings whatever an API may tell of the rest.
+pub fn faults_of_given(spec: &api::SettingsSpec) -> Vec<Fault> {
+    let guess = if spec.edge_pod_cidr.is_some() || spec.edge_pod_cidr6.is_some() {
+        "calico"
+    } else {
+        "flannel"
+    };
+    let filled = api::SettingsSpec {
+        cni_type: spec.cni_type.clone().or_else(|| Some(guess.to_owned())),
+        ..spec.clone()
+    };
+    let mut faults = settings(&filled).err().unwrap_or_default();
+    faults.retain(|fault| fault.field != CLUSTER_CIDR);
+    faults
 }
 
 /// Reads the settings, once what an API can tell has been filled in.
@@ -90,7 +107,7 @@ pub fn settings(spec: &api::SettingsSpec) -> Result<Settings, Vec<Fault>> {
     if spec.connector_public_port == Some(0) {
         faults.push(Fault::new("spec.connectorPublicPort", "0 is not a port"));
     }
-    let cluster_cidrs = prefixes("spec.clusterCIDR", &spec.cluster_cidr, &mut faults);
+    let cluster_cidrs = prefixes(CLUSTER_CIDR, &spec.cluster_cidr, &mut faults);
     let service_cidrs = prefixes(
         "spec.serviceClusterIPRange",
         &spec.service_cluster_ip_range,
@@ -198,7 +215,7 @@ fn cni(spec: &api::SettingsSpec, faults: &mut Vec<Fault>) -> Option<CniType> {
             }
             if spec.cluster_cidr.is_empty() {
                 faults.push(Fault::new(
-                    "spec.clusterCIDR",
+                    CLUSTER_CIDR,
                     "is required with Calico: give the prefixes of its IP pools",
                 ));
             }

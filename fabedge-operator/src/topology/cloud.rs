@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::claims::{CLOUD_ADDRESSES, Claims};
 use super::endpoints::Roles;
 use crate::finding::Finding;
-use crate::snapshot::{ClusterSnapshot, CniType, Node, Settings, distinguished_name};
+use crate::snapshot::{Block, ClusterSnapshot, CniType, Node, Settings, distinguished_name};
 
 /// The cloud side of the topology.
 pub(super) struct Cloud {
@@ -63,7 +63,7 @@ pub(super) fn cloud(
         gateways.extend(roles.connectors.values().flat_map(|node| &node.internal_ips));
     }
     let node_subnets = node_subnets(settings, &gateways, nodes(), claims, findings);
-    let pods = pod_subnets(settings, nodes(), claims, findings);
+    let pods = pod_subnets(snapshot, settings, nodes(), claims, findings);
 
     let name = format!("{}.{CONNECTOR}", settings.cluster);
     let mut connector = Endpoint {
@@ -158,21 +158,27 @@ fn node_subnets<'a>(
     nets
 }
 
-/// Where cloud pods are: with Flannel in each node's prefixes, with Calico anywhere in the cluster CIDR.
+/// Where cloud pods are: with Flannel in each node's prefixes, with Calico in the blocks that it gave to the cloud's
+/// nodes, or, while nobody tells of them, anywhere in the cluster CIDR.
 fn pod_subnets<'a>(
+    snapshot: &ClusterSnapshot,
     settings: &Settings,
     nodes: impl Iterator<Item = (&'a str, &'a Node)>,
     claims: &mut Claims,
     findings: &mut Vec<Finding>,
 ) -> Vec<IpNet> {
     let mut pods = Vec::new();
-    let owned: Vec<(String, &str, Vec<IpNet>)> = match settings.cni {
-        CniType::Calico => vec![(
+    let owned: Vec<(String, &str, Vec<IpNet>)> = match (settings.cni, &snapshot.blocks) {
+        (CniType::Calico, None) => vec![(
             "Settings".to_owned(),
             "spec.clusterCIDR",
             IpNet::aggregate(&settings.cluster_cidrs),
         )],
-        CniType::Flannel => nodes
+        (CniType::Calico, Some(blocks)) => blocks_of_the_cloud(blocks, snapshot, settings, findings)
+            .into_iter()
+            .map(|net| ("IPAMBlock".to_owned(), "spec.cidr", vec![net]))
+            .collect(),
+        (CniType::Flannel, _) => nodes
             .map(|(name, node)| {
                 (
                     format!("Node {name}"),
@@ -201,6 +207,47 @@ fn pod_subnets<'a>(
     }
     IpNet::aggregate(&pods)
 }
+
+/// Calico's blocks but those of edges, aggregated. Where there are more than a tunnel carries, the ranges of which they
+/// were cut stand for them.
+fn blocks_of_the_cloud(
+    blocks: &[Block],
+    snapshot: &ClusterSnapshot,
+    settings: &Settings,
+    findings: &mut Vec<Finding>,
+) -> Vec<IpNet> {
+    let mut nets = Vec::new();
+    for block in blocks {
+        let node = block.node.as_ref().and_then(|name| snapshot.nodes.get(name));
+        if node.is_some_and(|node| node.matches(&settings.edge_labels)) {
+            continue;
+        }
+        let mut pools = settings.edge_pools.iter().map(|pool| pool.range);
+        match pools.find(|range| range.contains(&block.cidr) || block.cidr.contains(range)) {
+            Some(range) => findings.push(Finding::error(
+                "IPAMBlock",
+                "spec.cidr",
+                format!(
+                    "Calico gave {} to {}, but {range} is the edges': it is left out; disable the IPPool that holds it",
+                    block.cidr,
+                    block.node.as_deref().unwrap_or("no node"),
+                ),
+            )),
+            None => nets.push(block.cidr),
+        }
+    }
+    let few = IpNet::aggregate(&nets);
+    if few.len() <= MOST_BLOCKS {
+        return few;
+    }
+    let ranges = &settings.cluster_cidrs;
+    let within = |net: &IpNet| ranges.iter().find(|range| range.contains(net));
+    let coarse: Vec<IpNet> = few.iter().map(|net| *within(net).unwrap_or(net)).collect();
+    IpNet::aggregate(&coarse)
+}
+
+/// As many blocks as leave room in a tunnel for services and the cloud's nodes.
+const MOST_BLOCKS: usize = MAX_SELECTORS / 2;
 
 /// An IKEv2 traffic selector payload counts in one octet, so a tunnel holds so many prefixes and no more.
 fn limit_selectors(connector: &mut Endpoint, findings: &mut Vec<Finding>) {

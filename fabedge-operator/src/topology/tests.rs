@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 use super::render::documents;
 use super::*;
 use crate::finding::Severity;
-use crate::snapshot::{Cluster, CniType, Community, EdgeToEdge, LabelMatch, Node, Pool, distinguished_name};
+use crate::snapshot::{
+    Block, Cluster, CniType, Community, EdgeToEdge, LabelMatch, Node, Pool, distinguished_name,
+};
 
 mod cloud;
 mod properties;

@@ -160,3 +160,74 @@ fn another_clusters_connector_is_a_peer_of_ours_and_of_nobody_else() {
         "beijing.edge1 is an edge of another cluster",
     );
 }
+
+#[test]
+fn with_calico_the_clouds_prefixes_are_the_blocks_of_its_nodes() {
+    let settings = Settings {
+        cni: CniType::Calico,
+        edge_pools: vec![Pool {
+            range: "10.10.0.0/16".parse().unwrap(),
+            prefix_len: 24,
+        }],
+        ..settings()
+    };
+    let block = |cidr: &str, node: &str| Block {
+        cidr: cidr.parse().unwrap(),
+        node: (!node.is_empty()).then(|| node.to_owned()),
+    };
+    let mut snapshot = world();
+    let pods = |snapshot: &ClusterSnapshot| {
+        let (topology, findings) = run(snapshot, &settings);
+        let nets: Vec<String> = topology
+            .connector
+            .pod_subnets()
+            .map(|net| net.to_string())
+            .collect();
+        let all = documents(&topology);
+        let edge = &all["edge1"].peers[0].endpoint;
+        assert_eq!(edge.subnets, topology.connector.subnets, "edges know the same");
+        // A block that is new tomorrow is the pod network's today: nothing for it leaves in plaintext.
+        assert!(
+            all["edge1"]
+                .network_subnets
+                .iter()
+                .any(|net| net.contains(&settings.cluster_cidrs[0]))
+        );
+        (nets, texts(&findings))
+    };
+    assert_eq!(
+        pods(&snapshot),
+        (vec!["10.233.64.0/18".to_owned()], vec![]),
+        "nobody tells"
+    );
+
+    snapshot.blocks = Some(Vec::new());
+    assert_eq!(pods(&snapshot), (vec![], vec![]), "no pods yet");
+
+    snapshot.blocks = Some(vec![
+        block("10.233.90.0/26", "node1"),
+        block("10.233.90.64/26", "cloud1"),
+        block("10.233.91.0/26", "edge1"),
+        block("10.233.92.0/26", ""),
+        block("10.233.93.0/26", "a-node-that-is-gone"),
+    ]);
+    let expected = ["10.233.90.0/25", "10.233.92.0/26", "10.233.93.0/26"];
+    assert_eq!(pods(&snapshot), (expected.map(str::to_owned).to_vec(), vec![]));
+
+    snapshot.blocks = Some(vec![
+        block("10.233.90.0/26", "node1"),
+        block("10.10.3.0/26", "node1"),
+    ]);
+    let (nets, findings) = pods(&snapshot);
+    assert_eq!(nets, ["10.233.90.0/26"]);
+    assert!(
+        findings[0].contains("10.10.3.0/26 to node1, but 10.10.0.0/16 is the edges'"),
+        "{findings:?}"
+    );
+
+    // More than a tunnel carries: every other one, so that nothing aggregates, and one beyond all ranges.
+    let many = (0..120).map(|i| block(&format!("10.233.{}.{}/26", 64 + i / 2, i % 2 * 128), "node1"));
+    snapshot.blocks = Some(many.chain([block("10.99.0.0/26", "node1")]).collect());
+    let expected = ["10.99.0.0/26", "10.233.64.0/18"];
+    assert_eq!(pods(&snapshot), (expected.map(str::to_owned).to_vec(), vec![]));
+}

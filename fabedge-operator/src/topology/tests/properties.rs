@@ -38,7 +38,7 @@ proptest! {
         let snapshot = ClusterSnapshot {
             nodes,
             communities: communities.into_iter().enumerate().map(|(i, members)| (i.to_string(), Community { members })).collect(),
-            clusters: BTreeMap::new(),
+            ..ClusterSnapshot::default()
         };
         let settings = Settings { edge_to_edge: mode, ..settings() };
         let (topology, findings) = run(&snapshot, &settings);
