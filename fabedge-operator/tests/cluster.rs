@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cluster {
+    mod allocation;
+    mod calico;
+    mod discovery;
     mod kubelet;
     mod pods;
     mod scale;

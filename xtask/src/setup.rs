@@ -1,11 +1,13 @@
 //! `cargo xtask setup`: everything that the other commands need, on a fresh Debian 12, once.
 
 pub mod apt;
+pub mod calico;
 mod cpio;
 pub mod helm;
 pub mod kernels;
 pub mod kubernetes;
 pub mod linker;
+mod python;
 pub mod root;
 pub mod sources;
 

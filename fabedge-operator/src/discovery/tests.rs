@@ -163,8 +163,10 @@ fn filled(given: &SettingsSpec, show: fn(&mut Seen)) -> (String, Vec<String>) {
     }
 }
 
-/// What a cluster shows, and what that makes of settings that say nothing.
-const CLUSTERS: &[(&str, fn(&mut Seen), &str, &[&str])] = &[
+/// Its name, what a cluster shows, what that makes of settings that say nothing, and words of what is said.
+type Case = (&'static str, fn(&mut Seen), &'static str, &'static [&'static str]);
+
+const CLUSTERS: &[Case] = &[
     (
         "kubeadm and Flannel",
         |seen| {

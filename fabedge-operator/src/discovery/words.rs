@@ -28,7 +28,7 @@ impl Words {
 
     /// The value of `--flag value` or `--flag=value`; of several, the last one counts, as the programs have it.
     pub fn flag(&self, flag: &str) -> Option<&str> {
-        let values = self.0.iter().enumerate().filter_map(|(i, word)| {
+        let mut values = self.0.iter().enumerate().filter_map(|(i, word)| {
             let value = match word.strip_prefix(flag)? {
                 "" | "=" => self
                     .0
@@ -39,7 +39,7 @@ impl Words {
             };
             Some(value)
         });
-        values.last()
+        values.next_back()
     }
 
     /// Whether one of the words is a program, by its path or by its name, and what follows it.

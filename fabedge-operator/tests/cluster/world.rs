@@ -22,6 +22,10 @@ pub struct World {
     pub runtime: Runtime,
     /// Calico's cluster: edges get their prefixes from a pool of ours.
     pub calico: bool,
+    /// What the settings say otherwise; null takes a field out.
+    pub settings: serde_json::Value,
+    /// Where operators serve health and metrics.
+    pub listen: String,
     folder: tempfile::TempDir,
     operators: Vec<Child>,
 }
@@ -41,6 +45,8 @@ impl World {
             client,
             runtime,
             calico: false,
+            settings: json!({}),
+            listen: "127.0.0.1:0".to_owned(),
             folder: tempfile::tempdir().unwrap(),
             operators: Vec::new(),
         };
@@ -225,6 +231,11 @@ impl World {
             spec["clusterCIDR"] = json!(["10.32.0.0/16"]);
             spec["edgePodCIDR"] = json!("10.128.0.0/16");
         }
+        for (field, value) in self.settings.as_object().unwrap() {
+            text["spec"][field] = value.clone();
+        }
+        let spec = text["spec"].as_object_mut().unwrap();
+        spec.retain(|_, value| !value.is_null());
         std::fs::write(&settings, text.to_string()).unwrap();
         let log = std::fs::File::create(self.log(identity)).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_fabedge-operator"))
@@ -235,7 +246,7 @@ impl World {
                 "--identity",
                 identity,
                 "--listen",
-                "127.0.0.1:0",
+                &self.listen,
                 "--settings",
             ])
             .arg(&settings)

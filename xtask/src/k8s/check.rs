@@ -93,6 +93,7 @@ const IN_TIME_PATIENCE: Duration = Duration::from_secs(60);
 /// When something cannot be tried at all.
 pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
     setup::ensure_kubernetes(places)?;
+    let calico = setup::calico::ensure(places)?;
     let programs = test::special_tests(places, test::CLUSTER_TESTS)?;
     let files = super::files(places);
     if State::read(&files.folder)?.is_some_and(|state| state.lives()) {
@@ -110,7 +111,7 @@ pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
         folder,
         counts: Counts::default(),
     };
-    let outcome = check.all(&programs);
+    let outcome = check.all(&programs, &calico);
     // Whatever stopped us: nothing of ours stays.
     super::end(places)?;
     outcome?;
@@ -127,7 +128,7 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn all(&mut self, programs: &[PathBuf]) -> Result<()> {
+    fn all(&mut self, programs: &[PathBuf], calico: &Path) -> Result<()> {
         self.fails_to_start()?;
         self.starts_in_a_namespace()?;
         self.is_killed_while_starting()?;
@@ -151,6 +152,7 @@ impl Check<'_> {
             tests
                 .args(["--test-threads=1", "--nocapture"])
                 .env("KUBECONFIG", &state.kubeconfig)
+                .env("FABEDGE_CALICO_MANIFESTS", calico)
                 .env("PATH", &path)
                 .env(
                     "FABEDGE_OPERATOR",
