@@ -4,7 +4,10 @@
 mod authority;
 mod calico;
 pub mod cluster_info;
+mod conditions;
+mod custom;
 mod discover;
+mod events;
 mod lease;
 mod live;
 mod objects;
@@ -12,6 +15,7 @@ mod pods;
 mod pools;
 mod publish;
 mod serve;
+mod tell;
 pub mod uninstall;
 mod watch;
 
@@ -40,6 +44,7 @@ use live::{Change, Live};
 use pods::{Pods, Turn};
 use publish::{Publisher, Report};
 use serve::Status;
+use tell::Teller;
 
 /// Field manager of everything that this operator writes.
 const MANAGER: &str = "fabedge-operator";
@@ -132,7 +137,7 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
     let holder = tokio::spawn(lease.hold(leads));
 
     // A standby observes too, and so takes over at once.
-    let mut operator = Operator::new(client, filled, settings, &args.namespace, status);
+    let mut operator = Operator::new(client, filled, settings, args, status);
     let outcome = loop {
         tokio::select! {
             () = stop.signalled() => break Ok(()),
@@ -143,7 +148,9 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
                 }
                 if leads {
                     info!("leading");
-                    operator.adopt().await?;
+                    if let Err(error) = operator.adopt().await {
+                        break Err(error);
+                    }
                 }
             }
             () = operator.due() => operator.pass(OffsetDateTime::now_utc()).await,
@@ -196,6 +203,7 @@ struct Operator {
     pods: Pods,
     /// None where they are not kept.
     pools: Option<pools::Pools>,
+    teller: Teller,
     settings: Settings,
     filled: Filled,
     authority: Option<Authority>,
@@ -206,9 +214,17 @@ struct Operator {
 }
 
 impl Operator {
-    fn new(client: Client, filled: Filled, settings: Settings, namespace: &str, status: Arc<Status>) -> Self {
+    fn new(
+        client: Client,
+        filled: Filled,
+        settings: Settings,
+        args: &args::Run,
+        status: Arc<Status>,
+    ) -> Self {
+        let namespace = &args.namespace;
         let keep = settings.cni == CniType::Calico && filled.spec.auto_keep_ip_pools != Some(false);
         Self {
+            teller: Teller::new(&client, &settings.cluster, &args.identity, Arc::clone(&status)),
             live: Live::new(settings.cni),
             watch: watch::Watch::new(&client, namespace, settings.cni),
             pools: keep.then(|| pools::Pools::new(client.clone())),
@@ -237,8 +253,14 @@ impl Operator {
             let leads = self.status.leads();
             tokio::select! {
                 event = self.watch.next() => match self.live.take(event, &mut self.publisher) {
-                    Change::Everything => self.soon(DEBOUNCE),
-                    Change::Pods => self.pods.soon(),
+                    Change::Everything => {
+                        self.teller.hold();
+                        self.soon(DEBOUNCE);
+                    }
+                    Change::Pods => {
+                        self.pods.soon();
+                        self.teller.soon();
+                    }
                     Change::Nothing => {}
                 },
                 turn = self.pods.turn(), if leads => match turn {
@@ -250,6 +272,11 @@ impl Operator {
                         }
                     }
                 },
+                turn = self.teller.turn(), if leads => {
+                    if self.teller.take(turn, &mut self.live) {
+                        self.soon(RETRY);
+                    }
+                }
                 () = tokio::time::sleep(idle), if self.live.complete() && leads => return,
             }
         }
@@ -278,10 +305,13 @@ impl Operator {
         self.pods.plan(&self.live, now);
         failures.extend(self.pods.failures());
         failures.extend(kept);
-        self.reporter.report(&findings, &failures);
         self.status
             .pass(&report, &findings, failures.len(), started.elapsed());
         self.next = Instant::now() + if failures.is_empty() { FULL_PASS } else { RETRY };
+        // Whose pace is its own: who cannot be told is no reason to publish again.
+        self.teller.found(&findings, &report.documents, &self.live);
+        failures.extend(self.teller.failures());
+        self.reporter.report(&findings, &failures);
     }
 
     /// Where Calico's IP pools say where pods are, they do so also when they change.

@@ -7,8 +7,11 @@ mod cluster {
     mod calico;
     mod discovery;
     mod kubelet;
+    mod lease;
     mod pods;
     mod scale;
+    mod tells;
+    mod told;
     mod uninstall;
     mod world;
     mod writes;

@@ -19,6 +19,7 @@ const PURE: &[&str] = &[
     "fabedge-common/src/",
     "fabedge-operator/src/discovery.rs",
     "fabedge-operator/src/discovery/",
+    "fabedge-operator/src/kubernetes/conditions.rs",
     "fabedge-operator/src/snapshot.rs",
     "fabedge-operator/src/topology.rs",
     "fabedge-operator/src/topology/",

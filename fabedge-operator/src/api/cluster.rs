@@ -76,7 +76,7 @@ pub struct ClusterStatus {
     /// The generation of the spec that this tells of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: the cluster has registered, and its endpoints are in use. `Accepted`: everything in the spec could be
+    /// `Ready`: the cluster has registered, and its connector can be used. `Accepted`: everything in the spec could be
     /// read and is the cluster's to say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

@@ -50,11 +50,11 @@ pub struct CommunityStatus {
     /// How many of them have applied their newest document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_members: Option<u32>,
-    /// Members that no endpoint is known for: nobody can reach them until there is one.
+    /// Members that no endpoint is known for: they are pending, and join once there is one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown_members: Vec<String>,
-    /// `Ready`: every member has applied its newest document. `Accepted`: the spec could be read, and every member is
-    /// known.
+    /// `Ready`: every member has applied its newest document; the message names who has not, and why. `Accepted`: the
+    /// spec could be read and is in effect. `MembersReplaced`: the last change of the spec took members out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -11,12 +11,14 @@ use kube::runtime::watcher::Event as Watched;
 use serde::de::DeserializeOwned;
 
 use super::calico::Calico;
+use super::conditions::{Dropped, Shown};
+use super::custom::{Custom, Status};
 use super::pods::{AgentPod, Template, observed, template};
 use super::publish::Publisher;
-use crate::api::{ClusterSpec, CommunitySpec};
+use crate::api::{ClusterSpec, ClusterStatus, CommunitySpec, CommunityStatus};
 use crate::finding::Finding;
 use crate::observe::convert;
-use crate::observe::manifest::Fault;
+use crate::observe::manifest::{Fault, Key, Kind};
 use crate::snapshot::{Cluster, ClusterSnapshot, CniType, Community, Node};
 
 /// Something that the API server showed.
@@ -73,6 +75,10 @@ pub struct Live {
     nodes: Seen<LiveNode>,
     communities: Seen<Community>,
     clusters: Seen<Cluster>,
+    community_statuses: Custom<CommunityStatus>,
+    cluster_statuses: Custom<ClusterStatus>,
+    /// Who went with the last change of a Community.
+    dropped: BTreeMap<String, Dropped>,
     agents: Seen<AgentPod>,
     /// Whether each of the connector's pods is ready.
     connectors: Seen<bool>,
@@ -107,15 +113,15 @@ impl Live {
                     online: observed::online(object),
                 })
             })),
-            Event::Community(event) => {
-                Change::everything(self.communities.take(event, "Community", named, |object| {
-                    convert::community(&spec::<CommunitySpec>(object)?)
-                }))
-            }
+            Event::Community(event) => Change::everything(self.community_seen(event)),
             Event::Cluster(event) => {
-                Change::everything(self.clusters.take(event, "Cluster", named, |object| {
+                let news = self.cluster_statuses.take(&event);
+                let changed = self.clusters.take(event, "Cluster", named, |object| {
                     convert::cluster(&object.name_any(), &spec::<ClusterSpec>(object)?)
-                }))
+                });
+                self.cluster_statuses
+                    .retain(|name| self.clusters.name(name).is_some());
+                Change::everything(changed || news)
             }
             Event::ConfigMap(event) => Change::everything(publisher.config_map_seen(&event)),
             Event::Secret(event) => Change::everything(publisher.secret_seen(&event)),
@@ -140,6 +146,41 @@ impl Live {
         Change::everything(self.calico.as_mut().is_some_and(take))
     }
 
+    /// Takes notice of a Community, and of who is no longer in it; returns whether it is news.
+    fn community_seen(&mut self, event: Watched<DynamicObject>) -> bool {
+        let name = match &event {
+            Watched::Apply(object) | Watched::InitApply(object) => object.name_any(),
+            _ => String::new(),
+        };
+        let uid = |statuses: &Custom<CommunityStatus>| statuses.get(&name).map(|about| about.uid.clone());
+        let before = self.communities.good.get(&name).cloned();
+        let of = uid(&self.community_statuses);
+        let news = self.community_statuses.take(&event);
+        let changed = self.communities.take(event, "Community", named, |object| {
+            convert::community(&spec::<CommunitySpec>(object)?)
+        });
+        self.community_statuses
+            .retain(|name| self.communities.name(name).is_some());
+        if let Some((before, after)) = before.zip(self.communities.good.get(&name))
+            && before != *after
+        {
+            let about = self.community_statuses.get(&name);
+            let generation = about.and_then(|about| about.generation);
+            match Dropped::between(&before, after, generation) {
+                // Another one of that name replaces nobody.
+                Some(dropped) if uid(&self.community_statuses) == of => {
+                    self.dropped.insert(name, dropped);
+                }
+                _ => {
+                    self.dropped.remove(&name);
+                }
+            }
+        }
+        self.dropped
+            .retain(|name, _| self.communities.name(name).is_some());
+        changed || news
+    }
+
     /// Takes notice of a pod, of the watch or of the answer to a request; returns whether it is news.
     pub fn agent_seen(&mut self, event: Watched<core::Pod>) -> bool {
         self.agents
@@ -159,7 +200,6 @@ impl Live {
     }
 
     /// Whether a pod of the connector is ready; none before they were listed.
-    #[allow(dead_code, reason = "for the conditions of Communities")]
     pub fn connector_ready(&self) -> Option<bool> {
         self.connectors
             .listed
@@ -214,6 +254,43 @@ impl Live {
     /// `metadata.uid` of a node.
     pub fn node_uid(&self, name: &str) -> Option<&str> {
         self.nodes.good.get(name).map(|known| known.uid.as_str())
+    }
+
+    /// What Events about an object name it by; none when it is not there.
+    pub fn event_uid(&self, object: &Key) -> Option<&str> {
+        let name = object.name.as_str();
+        match object.kind {
+            // As kubelet has it: every kubectl looks for that.
+            Kind::Node => self.nodes.name(name),
+            Kind::Community => self.community_statuses.get(name).map(|about| about.uid.as_str()),
+            Kind::Cluster => self.cluster_statuses.get(name).map(|about| about.uid.as_str()),
+            Kind::Settings => None,
+        }
+    }
+
+    /// Every Community, and who went with its last change.
+    pub fn communities(
+        &self,
+    ) -> impl Iterator<Item = (Shown<'_, Community, CommunityStatus>, Option<&Dropped>)> {
+        shown(&self.communities, &self.community_statuses).map(|shown| {
+            let dropped = self.dropped.get(shown.name);
+            (shown, dropped)
+        })
+    }
+
+    /// Every Cluster.
+    pub fn clusters(&self) -> impl Iterator<Item = Shown<'_, Cluster, ClusterStatus>> {
+        shown(&self.clusters, &self.cluster_statuses)
+    }
+
+    /// What is known of Communities' statuses.
+    pub fn community_statuses(&mut self) -> &mut Custom<CommunityStatus> {
+        &mut self.community_statuses
+    }
+
+    /// What is known of Clusters' statuses.
+    pub fn cluster_statuses(&mut self) -> &mut Custom<ClusterStatus> {
+        &mut self.cluster_statuses
     }
 
     /// Whether a node's kubelet is heard of.
@@ -283,6 +360,13 @@ impl<T: PartialEq> Seen<T> {
         }
     }
 
+    /// The name itself, of an object that is there.
+    fn name(&self, name: &str) -> Option<&str> {
+        let good = self.good.get_key_value(name).map(|(name, _)| name);
+        let bad = || self.bad.get_key_value(name).map(|(name, _)| name);
+        good.or_else(bad).map(String::as_str)
+    }
+
     fn apply<K>(
         &mut self,
         name: String,
@@ -307,6 +391,20 @@ impl<T: PartialEq> Seen<T> {
             }
         }
     }
+}
+
+fn shown<'a, T: PartialEq, S: Status>(
+    seen: &'a Seen<T>,
+    statuses: &'a Custom<S>,
+) -> impl Iterator<Item = Shown<'a, T, S>> {
+    statuses.iter().map(|(name, about)| Shown {
+        name,
+        uid: &about.uid,
+        generation: about.generation,
+        good: seen.good.get(name),
+        malformed: seen.bad.get(name).map(Vec::as_slice).unwrap_or_default(),
+        status: &about.status,
+    })
 }
 
 pub(super) fn named(object: &impl ResourceExt) -> Option<String> {
@@ -359,6 +457,31 @@ mod tests {
         assert!(seen.bad["one"][0].to_string().contains("Community one"));
         assert!(take(&mut seen, Watched::Apply(community("one", good))), "mended");
         assert!(seen.bad.is_empty());
+    }
+
+    #[test]
+    fn who_is_dropped_by_a_change_is_known_until_the_next() {
+        let mut live = Live::default();
+        let mut see = |uid: &str, generation: i64, members: &[&str]| {
+            let mut object = community("connectors", json!({"members": members}));
+            object.metadata.uid = Some(uid.to_owned());
+            object.metadata.generation = Some(generation);
+            assert!(live.community_seen(Watched::Apply(object)));
+            let mut all = live.communities();
+            let dropped = all.next().unwrap().1.cloned();
+            dropped.map(|dropped| (dropped.generation, dropped.members, dropped.all))
+        };
+        assert_eq!(see("7", 1, &["a.edge1", "a.edge2"]), None);
+        let dropped = vec!["a.edge1".to_owned(), "a.edge2".to_owned()];
+        let connectors = ["a.connector", "b.connector"];
+        assert_eq!(see("7", 2, &connectors), Some((Some(2), dropped, true)));
+        assert_eq!(see("7", 3, &["a.connector", "b.connector", "c.connector"]), None);
+        // Unreadable in between.
+        assert_eq!(see("7", 4, &["edge1"]), None);
+        let dropped = vec!["b.connector".to_owned(), "c.connector".to_owned()];
+        assert_eq!(see("7", 5, &["a.connector"]), Some((Some(5), dropped, false)));
+        // Deleted and made anew, without our seeing the one or the other.
+        assert_eq!(see("8", 1, &["a.edge1"]), None);
     }
 
     #[test]

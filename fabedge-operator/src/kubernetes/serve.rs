@@ -16,6 +16,15 @@ use tokio::net::TcpListener;
 use super::publish::Report;
 use crate::finding::{Finding, Severity};
 
+/// What users are told by.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    /// The status of an object.
+    Status,
+    /// An Event about one.
+    Event,
+}
+
 /// What the operator tells about itself.
 #[derive(Debug, Default)]
 pub struct Status {
@@ -30,6 +39,10 @@ pub struct Status {
     microseconds: AtomicU64,
     /// What is waited for before the work can begin.
     awaits: Mutex<Option<String>>,
+    statuses: AtomicU64,
+    status_failures: AtomicU64,
+    events: AtomicU64,
+    event_failures: AtomicU64,
 }
 
 impl Status {
@@ -70,6 +83,19 @@ impl Status {
             .store(took.as_micros() as u64, Ordering::Relaxed);
     }
 
+    /// Takes down that users were told something: whether that took a write, none when it failed.
+    pub fn told(&self, what: Told, wrote: Option<bool>) {
+        let (written, failures) = match what {
+            Told::Status => (&self.statuses, &self.status_failures),
+            Told::Event => (&self.events, &self.event_failures),
+        };
+        match wrote {
+            Some(true) => _ = written.fetch_add(1, Ordering::Relaxed),
+            Some(false) => {}
+            None => _ = failures.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
     fn exposition(&self) -> prometheus::Result<String> {
         let registry = Registry::new();
         let add = |collector: Box<dyn Collector>| registry.register(collector);
@@ -86,6 +112,22 @@ impl Status {
                 "nodes_removed",
                 "Nodes whose document and certificate were removed.",
                 &self.removed,
+            ),
+            (
+                "statuses_written",
+                "Statuses of Communities and Clusters written.",
+                &self.statuses,
+            ),
+            (
+                "status_failures",
+                "Statuses that could not be written.",
+                &self.status_failures,
+            ),
+            ("events_written", "Events written or counted up.", &self.events),
+            (
+                "event_failures",
+                "Events that could not be written.",
+                &self.event_failures,
             ),
         ] {
             let counter = IntCounter::new(format!("fabedge_operator_{name}_total"), help)?;
@@ -190,6 +232,20 @@ mod tests {
         assert_eq!(status.ready(), Ok("leading\n"));
         let text = status.exposition().unwrap();
         assert!(text.contains("fabedge_operator_passes_total 2"), "{text}");
+        for wrote in [Some(true), Some(false), None] {
+            status.told(Told::Event, wrote);
+        }
+        status.told(Told::Status, Some(true));
+        let text = status.exposition().unwrap();
+        for line in [
+            "statuses_written_total 1",
+            "status_failures_total 0",
+            "events_written_total 1",
+            "event_failures_total 1",
+        ] {
+            let line = format!("\nfabedge_operator_{line}\n");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
         assert!(text.contains("fabedge_operator_leader 1"), "{text}");
     }
 }

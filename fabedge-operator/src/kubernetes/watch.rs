@@ -133,7 +133,8 @@ fn is_missing(error: &watcher::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
-fn custom(client: &Client, kind: &str, plural: &str) -> Api<DynamicObject> {
+/// The custom resources of a kind. Untyped, as [`Event::Community`] is.
+pub(super) fn custom(client: &Client, kind: &str, plural: &str) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("fabedge.io", "v1alpha1", kind);
     Api::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, plural))
 }

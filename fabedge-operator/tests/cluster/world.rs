@@ -5,8 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fabedge_common::config::NodeConfig;
-use fabedge_operator::api::{Community, CommunitySpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, PodTemplate, Secret};
+use fabedge_operator::api::{Cluster, Community, CommunitySpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, PodTemplate, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -214,6 +214,11 @@ impl World {
 
     /// Starts an operator; returns its place among [`Self::operator`]s.
     pub fn start(&mut self, identity: &str) -> usize {
+        self.start_as(identity, None)
+    }
+
+    /// The same as another account.
+    pub fn start_as(&mut self, identity: &str, kubeconfig: Option<&str>) -> usize {
         let settings = self.folder.path().join("settings.yaml");
         let mut text = json!({
             "apiVersion": "fabedge.io/v1alpha1", "kind": "Settings", "metadata": {"name": "settings"},
@@ -238,7 +243,13 @@ impl World {
         spec.retain(|_, value| !value.is_null());
         std::fs::write(&settings, text.to_string()).unwrap();
         let log = std::fs::File::create(self.log(identity)).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_fabedge-operator"))
+        let mut operator = Command::new(env!("CARGO_BIN_EXE_fabedge-operator"));
+        if let Some(text) = kubeconfig {
+            let file = self.folder.path().join(format!("{identity}.kubeconfig"));
+            std::fs::write(&file, text).unwrap();
+            operator.env("KUBECONFIG", file);
+        }
+        let child = operator
             .args([
                 "run",
                 "--namespace",
@@ -356,6 +367,8 @@ impl Drop for World {
         }
         let mine = ListParams::default().labels(&format!("test={}", self.name));
         let (nodes, communities) = (self.nodes(), self.communities());
+        let clusters: Api<Cluster> = Api::all(self.client.clone());
+        let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let name = self.name;
         self.runtime.block_on(async move {
@@ -370,6 +383,19 @@ impl Drop for World {
                 let community = community.metadata.name.unwrap_or_default();
                 if community.starts_with(&format!("{name}-")) {
                     communities.delete(&community, &params).await.ok();
+                }
+            }
+            for cluster in clusters.list(&ListParams::default()).await.into_iter().flatten() {
+                let cluster = cluster.metadata.name.unwrap_or_default();
+                if cluster.starts_with(&format!("{name}-")) {
+                    clusters.delete(&cluster, &params).await.ok();
+                }
+            }
+            for event in events.list(&ListParams::default()).await.into_iter().flatten() {
+                let of = event.involved_object.name.unwrap_or_default();
+                if of.starts_with(&format!("{name}-")) {
+                    let event = event.metadata.name.unwrap_or_default();
+                    events.delete(&event, &params).await.ok();
                 }
             }
             namespaces.delete(name, &params).await.ok();

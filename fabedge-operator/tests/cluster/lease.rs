@@ -1,0 +1,79 @@
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::Api;
+use kube::api::PostParams;
+use kube::config::Kubeconfig;
+use serde_json::json;
+
+use super::world::World;
+
+impl World {
+    /// A kubeconfig of an account that may do nothing but lead.
+    async fn kubeconfig_of_a_leader(&self) -> String {
+        let made = PostParams::default();
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), self.name);
+        let account = json!({"metadata": {"name": "leader"}});
+        let account = serde_json::from_value(account).unwrap();
+        accounts.create(&made, &account).await.unwrap();
+        let role: Role = serde_json::from_value(json!({
+            "metadata": {"name": "leader"},
+            "rules": [{
+                "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "update"],
+            }],
+        }))
+        .unwrap();
+        let binding: RoleBinding = serde_json::from_value(json!({
+            "metadata": {"name": "leader"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "leader"},
+            "subjects": [{"kind": "ServiceAccount", "name": "leader", "namespace": self.name}],
+        }))
+        .unwrap();
+        let roles: Api<Role> = Api::namespaced(self.client.clone(), self.name);
+        roles.create(&made, &role).await.unwrap();
+        let bindings: Api<RoleBinding> = Api::namespaced(self.client.clone(), self.name);
+        bindings.create(&made, &binding).await.unwrap();
+        let request = TokenRequest {
+            spec: TokenRequestSpec::default(),
+            ..TokenRequest::default()
+        };
+        let request = accounts.create_token_request("leader", &made, &request);
+        let token = request.await.unwrap().status.unwrap().token;
+
+        let mut config = serde_json::to_value(Kubeconfig::read().unwrap()).unwrap();
+        for user in config["users"].as_array_mut().unwrap() {
+            user["user"] = json!({"token": token});
+        }
+        config.to_string()
+    }
+}
+
+#[test]
+fn who_cannot_begin_gives_the_lease_back() {
+    let mut world = World::new("gives-back");
+    let kubeconfig = world.runtime.block_on(world.kubeconfig_of_a_leader());
+    let place = world.start_as("one", Some(&kubeconfig));
+    let ended = |world: &mut World| {
+        let started = std::time::Instant::now();
+        while world.operator(place).try_wait().unwrap().is_none() {
+            assert!(started.elapsed() < Duration::from_secs(10), "it goes on");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    ended(&mut world);
+    let said = world.said("one");
+    assert!(
+        said.contains("leading") && said.contains("listing ConfigMaps"),
+        "{said}"
+    );
+    let leases: Api<Lease> = Api::namespaced(world.client.clone(), "gives-back");
+    let lease = world
+        .runtime
+        .block_on(leases.get("fabedge-operator-leader"))
+        .unwrap();
+    let holder = lease.spec.unwrap().holder_identity.unwrap_or_default();
+    assert_eq!(holder, "", "another may lead at once");
+}

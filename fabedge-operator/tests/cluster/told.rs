@@ -1,0 +1,206 @@
+//! What an operator told about the objects of a world, and what has it tell.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use fabedge_operator::api::{Cluster, Condition, ConditionStatus};
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use super::kubelet::set_status;
+use super::world::{PATIENCE, World};
+
+impl World {
+    pub fn clusters(&self) -> Api<Cluster> {
+        Api::all(self.client.clone())
+    }
+
+    /// Applies a Community with any members.
+    pub async fn community(&self, name: &str, members: &[&str]) {
+        let object = json!({
+            "apiVersion": "fabedge.io/v1alpha1", "kind": "Community",
+            "metadata": {"name": format!("{}-{name}", self.name)}, "spec": {"members": members},
+        });
+        self.communities()
+            .patch(
+                &format!("{}-{name}", self.name),
+                &PatchParams::apply("tests").force(),
+                &Patch::Apply(object),
+            )
+            .await
+            .unwrap();
+    }
+
+    /// Applies a Cluster whose connector has a prefix.
+    pub async fn cluster(&self, name: &str, subnet: Option<&str>) {
+        let name = format!("{}-{name}", self.name);
+        let endpoints: Vec<_> = subnet
+            .iter()
+            .map(|subnet| {
+                json!({
+                    "id": format!("C=CN, O=fabedge.io, CN={name}.connector"), "name": format!("{name}.connector"),
+                    "type": "Connector", "publicAddresses": ["203.0.113.99"], "subnets": [subnet],
+                })
+            })
+            .collect();
+        let object = json!({
+            "apiVersion": "fabedge.io/v1alpha1", "kind": "Cluster", "metadata": {"name": name},
+            "spec": {"endpoints": endpoints},
+        });
+        let params = PatchParams::apply("tests").force();
+        self.clusters()
+            .patch(&name, &params, &Patch::Apply(object))
+            .await
+            .unwrap();
+    }
+
+    /// Has the agent of an edge say whether it is ready, as kubelet would.
+    pub async fn agent(&self, number: usize, ready: bool) {
+        self.wait_until("the operator makes its pod", async || {
+            self.pod(number).await.is_some()
+        })
+        .await;
+        let name = format!("fabedge-agent-{}", self.edge(number));
+        set_status(&self.pods(), &name, readiness(ready)).await;
+    }
+
+    /// The same of the connector, whose pod is a Deployment's.
+    pub async fn connector(&self, ready: bool) {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "fabedge-connector-1", "labels": {"fabedge.io/app": "fabedge-connector"}},
+            "spec": {
+                "automountServiceAccountToken": false, "nodeName": format!("{}-cloud", self.name),
+                "containers": [{"name": "connector", "image": "none"}],
+            },
+        });
+        let pod: Pod = serde_json::from_value(object).unwrap();
+        // The account that every pod has is made by a controller, in its time.
+        self.wait_until("a pod can be made", async || {
+            self.pods().create(&PostParams::default(), &pod).await.is_ok()
+        })
+        .await;
+        set_status(&self.pods(), "fabedge-connector-1", readiness(ready)).await;
+    }
+
+    /// `x/y` of a Community, and its condition: `True MembersReady: 2/2 members ready`.
+    pub async fn told(&self, community: &str, kind: &str) -> (String, String) {
+        let name = format!("{}-{community}", self.name);
+        let status = self.communities().get(&name).await.unwrap().status;
+        let status = status.unwrap_or_default();
+        (status.ready.unwrap_or_default(), said(&status.conditions, kind))
+    }
+
+    pub async fn cluster_told(&self, name: &str, kind: &str) -> String {
+        let name = format!("{}-{name}", self.name);
+        let status = self.clusters().get(&name).await.unwrap().status;
+        said(&status.unwrap_or_default().conditions, kind)
+    }
+
+    /// Events about an object of ours: `Warning Pending: ...`.
+    pub async fn events(&self, kind: &str, name: &str) -> Vec<String> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
+        let fields = format!(
+            "involvedObject.kind={kind},involvedObject.name={}-{name}",
+            self.name
+        );
+        let list = events.list(&ListParams::default().fields(&fields)).await.unwrap();
+        let text = |text: Option<String>| text.unwrap_or_default();
+        list.items
+            .into_iter()
+            .map(|event| {
+                format!(
+                    "{} {}: {}",
+                    text(event.type_),
+                    text(event.reason),
+                    text(event.message)
+                )
+            })
+            .collect()
+    }
+
+    /// Whether an Event begins so, and says that.
+    pub async fn has_event(&self, kind: &str, name: &str, begins: &str, says: &str) -> bool {
+        let events = self.events(kind, name).await;
+        events
+            .iter()
+            .any(|event| event.starts_with(begins) && event.contains(says))
+    }
+
+    /// Versions of every status and Event about objects of ours.
+    pub async fn told_versions(&self) -> Vec<(String, String)> {
+        let mut versions = Vec::new();
+        let ours = |name: &str| name.starts_with(&format!("{}-", self.name));
+        let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
+        for event in events.list(&ListParams::default()).await.unwrap() {
+            let of = event.involved_object.name.unwrap_or_default();
+            if ours(&of) {
+                versions.push((
+                    event.metadata.name.unwrap(),
+                    event.metadata.resource_version.unwrap(),
+                ));
+            }
+        }
+        let communities = self.communities().list(&ListParams::default()).await.unwrap();
+        let clusters = self.clusters().list(&ListParams::default()).await.unwrap();
+        let metadata = communities
+            .into_iter()
+            .map(|object| object.metadata)
+            .chain(clusters.into_iter().map(|object| object.metadata));
+        for meta in metadata {
+            let name = meta.name.unwrap();
+            if ours(&name) {
+                versions.push((name, meta.resource_version.unwrap()));
+            }
+        }
+        versions
+    }
+
+    /// Waits until nothing more is told.
+    pub async fn silence(&self) -> Vec<(String, String)> {
+        let started = Instant::now();
+        let mut before = self.told_versions().await;
+        loop {
+            // Longer than a document is on its way.
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            let now = self.told_versions().await;
+            if now == before {
+                return now;
+            }
+            assert!(started.elapsed() < PATIENCE, "it goes on telling");
+            before = now;
+        }
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let output = Command::new("kubectl").args(arguments).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+fn readiness(ready: bool) -> serde_json::Value {
+    let status = if ready { "True" } else { "False" };
+    json!({"phase": "Running", "conditions": [{"type": "Ready", "status": status}]})
+}
+
+pub fn said(conditions: &[Condition], kind: &str) -> String {
+    conditions
+        .iter()
+        .find(|condition| condition.kind == kind)
+        .map(|c| {
+            let status = match c.status {
+                ConditionStatus::True => "True",
+                ConditionStatus::False => "False",
+                ConditionStatus::Unknown => "Unknown",
+            };
+            format!("{status} {}: {}", c.reason, c.message)
+        })
+        .unwrap_or_default()
+}
