@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fabedge_common::config::packed::{self, Packed};
 use fabedge_common::config::{CLOUD, CONNECTOR};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -13,8 +14,6 @@ use sha2::{Digest, Sha256};
 use super::MANAGER;
 use crate::pki::Leaf;
 
-/// The document's key in its ConfigMap.
-pub const DOCUMENT: &str = "tunnels.yaml";
 /// Keys of a Secret of type kubernetes.io/tls, and of the authority beside them.
 pub const CERTIFICATE: &str = "tls.crt";
 /// The private key.
@@ -73,12 +72,36 @@ pub fn local_of_secret(name: &str) -> Option<&str> {
     }
 }
 
-/// A ConfigMap with a document. `node` is the `metadata.uid` of the node that it goes with.
+/// A ConfigMap with a document, compressed where it would not fit. `node` is the `metadata.uid` of the node that it
+/// goes with.
 pub fn config_map(local: &str, node: Option<&str>, text: &str) -> ConfigMap {
-    ConfigMap {
-        metadata: metadata(config_map_name(local), local, node),
-        data: Some(BTreeMap::from([(DOCUMENT.to_owned(), text.to_owned())])),
-        ..ConfigMap::default()
+    let metadata = metadata(config_map_name(local), local, node);
+    match packed::pack(text.to_owned()) {
+        Packed::Plain(text) => ConfigMap {
+            metadata,
+            data: Some(BTreeMap::from([(packed::DOCUMENT_KEY.to_owned(), text)])),
+            ..ConfigMap::default()
+        },
+        Packed::Compressed(bytes) => ConfigMap {
+            metadata,
+            binary_data: Some(BTreeMap::from([(
+                packed::COMPRESSED_KEY.to_owned(),
+                ByteString(bytes),
+            )])),
+            ..ConfigMap::default()
+        },
+    }
+}
+
+/// The document in a ConfigMap. One that is damaged is as good as none.
+pub fn document(map: &ConfigMap) -> Option<String> {
+    let compressed = map
+        .binary_data
+        .as_ref()
+        .and_then(|data| data.get(packed::COMPRESSED_KEY));
+    match compressed {
+        Some(bytes) => packed::unpack(&bytes.0).ok(),
+        None => map.data.as_ref()?.get(packed::DOCUMENT_KEY).cloned(),
     }
 }
 
@@ -171,6 +194,24 @@ mod tests {
         assert_eq!(secret_name("edge1"), "fabedge-agent-tls-edge1");
         assert_eq!(local_of_config_map(&config_map_name(CLOUD)), Some(CLOUD));
         assert_eq!(local_of_config_map("kube-root-ca.crt"), None);
+    }
+
+    #[test]
+    fn a_document_that_does_not_fit_is_compressed() {
+        for (length, compressed) in [(10, false), (packed::PLAIN_BYTES + 1, true)] {
+            let text = "a".repeat(length);
+            let map = config_map("edge1", Some("7"), &text);
+            assert_eq!(
+                (map.data.is_some(), map.binary_data.is_some()),
+                (!compressed, compressed)
+            );
+            assert_eq!(document(&map), Some(text));
+        }
+        let mut damaged = config_map("edge1", None, &"a".repeat(packed::PLAIN_BYTES + 1));
+        for bytes in damaged.binary_data.iter_mut().flat_map(BTreeMap::values_mut) {
+            bytes.0.truncate(20);
+        }
+        assert_eq!(document(&damaged), None);
     }
 
     #[test]

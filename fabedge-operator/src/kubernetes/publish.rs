@@ -128,7 +128,7 @@ impl Known {
     }
 
     fn take_config_map(&mut self, object: &ConfigMap) {
-        self.text = document_of(object);
+        self.text = objects::document(object);
         self.generation = self.generation.max(self.text.as_deref().and_then(generation));
         self.node = objects::owner(object);
         self.document = None;
@@ -137,10 +137,6 @@ impl Known {
             .map(|document| document.endpoint.subnets)
             .unwrap_or_default();
     }
-}
-
-fn document_of(object: &ConfigMap) -> Option<String> {
-    object.data.as_ref()?.get(objects::DOCUMENT).cloned()
 }
 
 /// Writes to the API server, and knows what is there.
@@ -199,7 +195,8 @@ impl Publisher {
         let Some(known) = known.and_then(|(known, local)| known.get_mut(local)) else {
             return false;
         };
-        known.suspect |= gone || known.text != document_of(object) || known.node != objects::owner(object);
+        known.suspect |=
+            gone || known.text != objects::document(object) || known.node != objects::owner(object);
         known.suspect
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fabedge_common::config::NodeConfig;
+use fabedge_common::config::{NodeConfig, packed};
 use fabedge_operator::api::{Cluster, Community, CommunitySpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, PodTemplate, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -292,7 +292,10 @@ impl World {
     /// The document of a local name, and the version of its ConfigMap.
     pub async fn document(&self, map: &str) -> Option<(NodeConfig, String)> {
         let map = self.maps().get_opt(map).await.unwrap()?;
-        let text = map.data?.remove("tunnels.yaml")?;
+        let text = match map.binary_data.unwrap_or_default().remove("tunnels.yaml.gz") {
+            Some(bytes) => packed::unpack(&bytes.0).unwrap(),
+            None => map.data?.remove("tunnels.yaml")?,
+        };
         Some((NodeConfig::parse(&text).unwrap(), map.metadata.resource_version?))
     }
 
@@ -366,13 +369,16 @@ impl Drop for World {
             }
         }
         let mine = ListParams::default().labels(&format!("test={}", self.name));
-        let (nodes, communities) = (self.nodes(), self.communities());
+        let (nodes, communities, pods) = (self.nodes(), self.communities(), self.pods());
         let clusters: Api<Cluster> = Api::all(self.client.clone());
         let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let name = self.name;
         self.runtime.block_on(async move {
             let params = DeleteParams::default();
+            // No kubelet says that they have ended, and the namespace would wait for that.
+            let now = DeleteParams::default().grace_period(0);
+            pods.delete_collection(&now, &ListParams::default()).await.ok();
             nodes.delete_collection(&params, &mine).await.ok();
             for community in communities
                 .list(&ListParams::default())

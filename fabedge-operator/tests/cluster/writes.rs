@@ -247,3 +247,84 @@ fn with_calico_edges_get_prefixes_that_stay_theirs() {
         assert!(!before.contains(&subnet(&world, 4).await));
     });
 }
+
+#[test]
+fn a_large_document_is_written_compressed_and_read_back() {
+    let mut world = World::new("packs");
+    let first = world.start("first");
+    let form = async |world: &World| {
+        let map = world.maps().get("connector-config").await.unwrap();
+        let keys = map.data.unwrap_or_default().into_keys();
+        let keys: Vec<String> = keys
+            .chain(map.binary_data.unwrap_or_default().into_keys())
+            .collect();
+        (keys, map.metadata.resource_version)
+    };
+    world.runtime.block_on(async {
+        world.add_connector().await;
+        for number in 1..=4 {
+            world.add_edge(number).await;
+        }
+        let peers = async || {
+            let document = world.document("connector-config").await;
+            document.map_or(0, |(document, _)| document.peers.len())
+        };
+        world
+            .wait_until("the connector's document", async || peers().await == 4)
+            .await;
+        assert_eq!(form(&world).await.0, ["tunnels.yaml"]);
+
+        // Four edges with names as long as names can be, 200 KiB of them each.
+        for edge in 1..=4 {
+            let name =
+                |number: usize| format!("{}.{number:05}.example", ["a"; 3].map(|a| a.repeat(60)).join("."));
+            let names: Vec<String> = (0..1000).map(name).collect();
+            world
+                .annotate(edge, "fabedge.io/node-public-addresses", &names.join(","))
+                .await;
+        }
+        world
+            .wait_until("it is compressed", async || {
+                form(&world).await.0 == ["tunnels.yaml.gz"]
+            })
+            .await;
+        let far = async || {
+            let (document, _) = world.document("connector-config").await.unwrap();
+            let peers = document.peers.iter();
+            peers
+                .map(|peer| peer.endpoint.public_addresses.len())
+                .sum::<usize>()
+        };
+        world
+            .wait_until("all of them", async || far().await == 4000)
+            .await;
+    });
+    world.runtime.block_on(world.settle());
+    let before = world.runtime.block_on(form(&world));
+    assert!(world.terminate(first));
+
+    // Who reads it does not write it again.
+    let second = world.start("second");
+    world
+        .runtime
+        .block_on(world.wait_until("it leads", async || world.said("second").contains("leading")));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(world.runtime.block_on(form(&world)), before);
+
+    // Back to what fits.
+    world.runtime.block_on(async {
+        for edge in 1..=4 {
+            world
+                .annotate(
+                    edge,
+                    "fabedge.io/node-public-addresses",
+                    &format!("198.51.0.{edge}"),
+                )
+                .await;
+        }
+        world
+            .wait_until("it is plain", async || form(&world).await.0 == ["tunnels.yaml"])
+            .await;
+    });
+    assert!(world.terminate(second));
+}
