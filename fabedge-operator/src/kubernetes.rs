@@ -266,7 +266,7 @@ impl Operator {
                 turn = self.pods.turn(), if leads => match turn {
                     Turn::Plan => self.pods.plan(&self.live, OffsetDateTime::now_utc()),
                     Turn::Take(done) => {
-                        if self.pods.take(done, &mut self.live, OffsetDateTime::now_utc()) {
+                        if self.pods.take(done, &self.live, OffsetDateTime::now_utc()) {
                             // Which reports it.
                             self.soon(RETRY);
                         }

@@ -80,6 +80,8 @@ pub struct Live {
     /// Who went with the last change of a Community.
     dropped: BTreeMap<String, Dropped>,
     agents: Seen<AgentPod>,
+    /// The newest version of an agent's pod that the watch showed; it shows them in order.
+    agents_version: u64,
     /// Whether each of the connector's pods is ready.
     connectors: Seen<bool>,
     templates: Seen<Arc<Template>>,
@@ -181,8 +183,10 @@ impl Live {
         changed || news
     }
 
-    /// Takes notice of a pod, of the watch or of the answer to a request; returns whether it is news.
-    pub fn agent_seen(&mut self, event: Watched<core::Pod>) -> bool {
+    fn agent_seen(&mut self, event: Watched<core::Pod>) -> bool {
+        if let Watched::Apply(pod) | Watched::InitApply(pod) | Watched::Delete(pod) = &event {
+            self.agents_version = self.agents_version.max(observed::version(pod));
+        }
         self.agents
             .take(event, "Pod", observed::node_of, |pod| Ok(AgentPod::of(pod)))
     }
@@ -197,6 +201,11 @@ impl Live {
     /// The agents' pods by the name of their node; none before all were listed.
     pub fn agents(&self) -> Option<&BTreeMap<String, AgentPod>> {
         self.agents.listed.then_some(&self.agents.good)
+    }
+
+    /// How far the watch of the agents' pods has come.
+    pub fn agents_version(&self) -> u64 {
+        self.agents_version
     }
 
     /// Whether a pod of the connector is ready; none before they were listed.

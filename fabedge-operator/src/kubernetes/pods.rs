@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::watcher::Event;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use time::OffsetDateTime;
@@ -36,6 +35,9 @@ const CONCURRENCY: usize = 16;
 /// Pods' events that arrive within this time are taken together: when thousands come up, they never end.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
+/// For how long the watch is waited for after a change.
+const SETTLING: Duration = Duration::from_secs(2);
+
 /// Why a pod is not as it should be.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -54,7 +56,8 @@ enum Error {
 pub struct Done {
     node: String,
     action: Action,
-    result: Result<Option<Box<Event<Pod>>>, Error>,
+    /// The version that the pod then had.
+    result: Result<Option<u64>, Error>,
 }
 
 /// What is to be done next.
@@ -78,6 +81,8 @@ pub struct Pods {
     queue: VecDeque<(Action, String)>,
     running: JoinSet<Done>,
     busy: BTreeSet<String>,
+    /// Nodes whose pod was changed, to which version and when, until the watch has shown it.
+    settling: BTreeMap<String, (u64, Instant)>,
     touched: BTreeMap<String, OffsetDateTime>,
     /// What failed, and when.
     failures: BTreeMap<String, (String, Instant)>,
@@ -102,6 +107,7 @@ impl Pods {
             queue: VecDeque::new(),
             running: JoinSet::new(),
             busy: BTreeSet::new(),
+            settling: BTreeMap::new(),
             touched: BTreeMap::new(),
             failures: BTreeMap::new(),
             next: None,
@@ -191,7 +197,15 @@ impl Pods {
         self.failures
             .retain(|name, _| pods.contains_key(name) || self.wanted.contains_key(name));
         let failed = |(_, since): &(String, Instant)| since.elapsed() < RETRY;
+        // The answers themselves are no news: the watch may have shown later versions, or that the pod is gone.
+        let shown = live.agents_version();
+        self.settling
+            .retain(|_, (version, since)| *version > shown && since.elapsed() < SETTLING);
+        if !self.settling.is_empty() {
+            self.within(SETTLING);
+        }
         let mut busy = self.busy.clone();
+        busy.extend(self.settling.keys().cloned());
         busy.extend(
             self.failures
                 .iter()
@@ -248,7 +262,7 @@ impl Pods {
         action: &Action,
         node: &str,
         uid: Option<String>,
-    ) -> impl Future<Output = Result<Option<Box<Event<Pod>>>, Error>> + use<> {
+    ) -> impl Future<Output = Result<Option<u64>, Error>> + use<> {
         let api = self.api.clone();
         let name = format!("{}{node}", template::PREFIX);
         let arguments = self.arguments.get(node).cloned().unwrap_or_default();
@@ -283,15 +297,14 @@ impl Pods {
     }
 
     /// Takes notice of what came of an action, and begins the next. Returns whether it failed.
-    pub fn take(&mut self, done: Done, live: &mut Live, now: OffsetDateTime) -> bool {
+    pub fn take(&mut self, done: Done, live: &Live, now: OffsetDateTime) -> bool {
         let Done { node, action, result } = done;
         self.busy.remove(&node);
         let failed = match result {
-            Ok(event) => {
+            Ok(version) => {
                 self.failures.remove(&node);
-                if let Some(event) = event {
-                    // The watch tells the same later. Until then the next plan must not ask for it again.
-                    live.agent_seen(*event);
+                if let Some(version) = version {
+                    self.settling.insert(node.clone(), (version, Instant::now()));
                 }
                 self.note(&action, node, now);
                 false
@@ -303,6 +316,7 @@ impl Pods {
             }
         };
         self.begin(live);
+        self.soon();
         if self.running.is_empty() {
             let (made, patched) = (std::mem::take(&mut self.made), std::mem::take(&mut self.patched));
             if made > 0 {
@@ -311,7 +325,6 @@ impl Pods {
             if patched > 0 {
                 info!(count = patched, "gave new images to agents' pods");
             }
-            self.soon();
         }
         failed
     }
@@ -353,14 +366,14 @@ enum Work {
 }
 
 impl Work {
-    /// Does it; returns what the watch will tell.
-    async fn run(self, api: &Api<Pod>, name: String) -> Result<Option<Box<Event<Pod>>>, Error> {
+    /// Does it; returns which version the watch will show.
+    async fn run(self, api: &Api<Pod>, name: String) -> Result<Option<u64>, Error> {
         let failed = |action| {
             let pod = name.clone();
             move |source| Error::Api { action, pod, source }
         };
         let gone = |error: &kube::Error, codes: &[u16]| matches!(error, kube::Error::Api(status) if codes.contains(&status.code));
-        let seen = |pod| Ok(Some(Box::new(Event::Apply(pod))));
+        let seen = |pod| Ok(Some(observed::version(&pod)));
         match self {
             Self::Create(pod) => {
                 let params = PostParams {
@@ -402,7 +415,7 @@ impl Work {
                     ..DeleteParams::default()
                 };
                 match api.delete(&name, &params).await {
-                    Ok(either) => Ok(either.left().map(|pod| Box::new(Event::Apply(pod)))),
+                    Ok(either) => Ok(either.left().as_ref().map(observed::version)),
                     // Somebody was quicker; perhaps there is another one of its name.
                     Err(error) if gone(&error, &[404, 409]) => Ok(None),
                     Err(error) => Err(failed("deleting")(error)),

@@ -77,6 +77,9 @@ impl Kubelet {
             return;
         }
         let status = pod.status.unwrap_or_default();
+        if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+            return;
+        }
         let ready = status
             .conditions
             .iter()

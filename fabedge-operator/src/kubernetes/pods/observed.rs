@@ -55,6 +55,14 @@ pub fn node_of(pod: &Pod) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// A pod's version; a later one is a higher number.
+pub fn version(pod: &Pod) -> u64 {
+    let version = pod.resource_version();
+    version
+        .and_then(|version| version.parse().ok())
+        .unwrap_or_default()
+}
+
 /// Whether a pod works, and is to go on with that.
 pub fn ready(pod: &Pod) -> bool {
     let conditions = pod
