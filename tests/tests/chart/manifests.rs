@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::Parser;
 use fabedge_agent::args::{Cli, Command, Role};
 use fabedge_agent::source::Place;
-use fabedge_operator::{api, crds};
-use k8s_openapi::api::{apps::v1 as apps, core::v1 as core, rbac::v1 as rbac};
+use fabedge_operator::{api, args as operator, crds};
+use k8s_openapi::api::{apps::v1 as apps, batch::v1 as batch, core::v1 as core, rbac::v1 as rbac};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -39,6 +39,7 @@ fn pods(objects: &BTreeMap<String, Value>) -> BTreeMap<&str, &Value> {
         spec("Deployment/fabedge-connector", "/spec/template/spec"),
         spec("DaemonSet/fabedge-cloud-agent", "/spec/template/spec"),
         spec("PodTemplate/fabedge-agent", "/template/spec"),
+        spec("Job/fabedge-operator-uninstall", "/spec/template/spec"),
     ])
 }
 
@@ -58,6 +59,7 @@ fn kubernetes_knows_every_field() {
                 "ConfigMap" => round_trip::<core::ConfigMap>(&object),
                 "DaemonSet" => round_trip::<apps::DaemonSet>(&object),
                 "Deployment" => round_trip::<apps::Deployment>(&object),
+                "Job" => round_trip::<batch::Job>(&object),
                 "PodTemplate" => round_trip::<core::PodTemplate>(&object),
                 "Role" => round_trip::<rbac::Role>(&object),
                 "RoleBinding" => round_trip::<rbac::RoleBinding>(&object),
@@ -181,6 +183,36 @@ fn the_agent_understands_its_command_lines() {
 }
 
 #[test]
+fn the_operator_understands_its_command_lines() {
+    let mut helm = Helm::start();
+    for values in worlds() {
+        let objects = helm.objects(&values);
+        let pods = pods(&objects);
+        let parse = |object: &str| {
+            let container = &pods[object]["containers"][0];
+            let words = ["command", "args"].map(|field| container[field].as_array().unwrap().clone());
+            let words = words.concat();
+            operator::Cli::try_parse_from(words.iter().map(|word| word.as_str().unwrap()))
+                .unwrap()
+                .command
+        };
+        assert!(matches!(
+            parse("Deployment/fabedge-operator"),
+            operator::Command::Run(_)
+        ));
+        match parse("Job/fabedge-operator-uninstall") {
+            operator::Command::Uninstall(args) => {
+                assert_eq!(args.namespace, NAMESPACE);
+                // It has ended by itself before it is ended.
+                let deadline = &objects["Job/fabedge-operator-uninstall"]["spec"]["activeDeadlineSeconds"];
+                assert!(deadline.as_u64().unwrap() >= args.timeout + 30);
+            }
+            other => panic!("the Job runs {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn pods_have_the_names_and_containers_that_people_know() {
     let mut helm = Helm::start();
     let objects = helm.objects(&guide());
@@ -257,17 +289,13 @@ fn only_who_must_be_is_privileged_and_edges_have_no_token() {
             }
         }
     }
-    let operator = pods["Deployment/fabedge-operator"];
-    assert_eq!(operator["securityContext"]["runAsNonRoot"], true);
-    assert!(
-        operator["containers"][0]["securityContext"]["capabilities"]
-            .get("add")
-            .is_none()
-    );
-    assert_eq!(
-        operator["containers"][0]["securityContext"]["readOnlyRootFilesystem"],
-        true
-    );
+    for object in ["Deployment/fabedge-operator", "Job/fabedge-operator-uninstall"] {
+        let spec = pods[object];
+        assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+        let security = &spec["containers"][0]["securityContext"];
+        assert!(security["capabilities"].get("add").is_none());
+        assert_eq!(security["readOnlyRootFilesystem"], true);
+    }
 }
 
 #[test]
@@ -359,9 +387,10 @@ fn accounts_may_do_what_they_must_and_no_more() {
     for [account, namespace, verb, resource, name] in everything.into_iter().flatten() {
         let what = format!("{account} may {verb} {resource} {name} in {namespace:?}");
         assert!(verb != "*" && resource != "*", "{what}");
+        let operators = ["fabedge-operator", "fabedge-operator-uninstall"].contains(&account.as_str());
         match resource.as_str() {
-            "secrets" => assert!(account == "fabedge-operator" && namespace == NAMESPACE, "{what}"),
-            "configmaps" if account != "fabedge-operator" => {
+            "secrets" => assert!(operators && namespace == NAMESPACE, "{what}"),
+            "configmaps" if !operators => {
                 let own = match account.as_str() {
                     "fabedge-connector" => "connector-config",
                     "fabedge-cloud-agent" => "fabedge-cloud-agent-config",
@@ -377,12 +406,12 @@ fn accounts_may_do_what_they_must_and_no_more() {
                 "{what}"
             ),
             "pods" => assert!(
-                account == "fabedge-operator"
+                operators
                     && (namespace == NAMESPACE
                         || namespace == "kube-system" && ["get", "list"].contains(&verb.as_str())),
                 "{what}"
             ),
-            _ => assert_eq!(account, "fabedge-operator", "{what}"),
+            _ => assert!(operators, "{what}"),
         }
     }
     let may = |rights: &BTreeSet<[String; 5]>, verb: &str, resource: &str| {
@@ -399,6 +428,44 @@ fn accounts_may_do_what_they_must_and_no_more() {
     );
     assert!(may(&kept, "list", "ippools") && !may(&kept, "create", "ippools"));
     assert!(may(&flannel, "patch", "clusters") && !may(&of_member, "patch", "clusters"));
+}
+
+/// What is for `helm uninstall` is there only while it runs, and in an order in which everything finds what it needs.
+#[test]
+fn whatever_uninstalls_leaves_nothing_of_its_own() {
+    let mut helm = Helm::start();
+    for values in [calico(), with(&host(), "operator.name", json!("o".repeat(63)))] {
+        let objects = helm.objects(&values);
+        let mut order = BTreeMap::new();
+        for (name, object) in &objects {
+            let ours = object["metadata"]["labels"]["fabedge.io/app"] == "fabedge-uninstall";
+            let annotations = &object["metadata"]["annotations"];
+            assert_eq!(ours, annotations["helm.sh/hook"] == "pre-delete", "{name}");
+            if ours {
+                assert_eq!(
+                    annotations["helm.sh/hook-delete-policy"], "before-hook-creation,hook-succeeded",
+                    "{name}"
+                );
+                let weight: i32 = annotations["helm.sh/hook-weight"]
+                    .as_str()
+                    .unwrap()
+                    .parse()
+                    .unwrap();
+                order.insert(object["kind"].as_str().unwrap(), weight);
+                assert!(object["metadata"]["name"].as_str().unwrap().len() <= 63, "{name}");
+            }
+        }
+        assert_eq!(order.len(), 6, "{order:?}");
+        for (binding, bound) in [
+            ("RoleBinding", "Role"),
+            ("RoleBinding", "ServiceAccount"),
+            ("ClusterRoleBinding", "ClusterRole"),
+            ("Job", "RoleBinding"),
+            ("Job", "ClusterRoleBinding"),
+        ] {
+            assert!(order[binding] > order[bound], "{order:?}");
+        }
+    }
 }
 
 #[test]

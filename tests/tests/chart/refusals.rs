@@ -204,6 +204,18 @@ fn refused() -> Vec<(Value, &'static [&'static str])> {
             with(&host(), "connector.syncPeriod", json!("0s")),
             &["connector.syncPeriod is 0s"],
         ),
+        (
+            with(&host(), "uninstall.timeout", json!("9s")),
+            &["uninstall.timeout is 9s", "10s to 1h"],
+        ),
+        (
+            with(&host(), "uninstall.timeout", json!("61m")),
+            &["uninstall.timeout is 61m", "10s to 1h"],
+        ),
+        (
+            with(&host(), "uninstall.timeout", json!(120)),
+            &["/uninstall/timeout"],
+        ),
     ]
 }
 

@@ -19,6 +19,7 @@ pub const OPERATOR: &str = "Deployment/fabedge-operator";
 pub const CONNECTOR: &str = "Deployment/fabedge-connector";
 pub const CLOUD: &str = "DaemonSet/fabedge-cloud-agent";
 const EDGE: &str = "PodTemplate/fabedge-agent";
+const UNINSTALL: &str = "Job/fabedge-operator-uninstall";
 const CONTAINER: &str = "/spec/template/spec/containers/0";
 
 /// A value that is handed to the operator as it is.
@@ -399,6 +400,14 @@ fn of_workloads() -> Vec<Effect> {
         ),
         shown(
             host(),
+            "uninstall.timeout",
+            json!("1m30s"),
+            UNINSTALL,
+            "/spec/template/spec/containers/0/args/4",
+            json!("90"),
+        ),
+        shown(
+            host(),
             "agent.args.METRICS_LISTEN",
             json!("[::]:9000"),
             EDGE,
@@ -418,7 +427,15 @@ fn of_workloads() -> Vec<Effect> {
 
 fn of_images() -> Vec<Effect> {
     let (edge, swan) = ("/template/spec/containers/0", "/template/spec/containers/1");
-    let mut all = Vec::new();
+    let uninstall = "/spec/template/spec/containers/0/image";
+    let mut all = vec![shown(
+        host(),
+        "operator.image.tag",
+        json!("edge"),
+        UNINSTALL,
+        uninstall,
+        json!("fabedge/operator:edge"),
+    )];
     for (object, container, paths, plain) in [
         (
             OPERATOR,
