@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod demo;
 pub mod ending;
 pub mod figures;
+pub mod guide;
 pub mod inject;
 pub mod lab;
 pub mod observe;

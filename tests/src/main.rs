@@ -11,7 +11,7 @@ use lab::lab::{Lab, Settings};
 use lab::scenarios::SUITES;
 use lab::table::Table;
 use lab::world::World;
-use lab::{command, demo, ending, scenarios, script};
+use lab::{command, demo, ending, guide, scenarios, script};
 
 /// A small world in network namespaces, with the real programs in it. Runs as root in a machine of its own, which
 /// `cargo xtask lab` makes.
@@ -77,6 +77,12 @@ enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Follow the install guide in the cluster that `cargo xtask k8s up --nodes` made; exit code 1 if something is not
+    /// as it says.
+    Guide {
+        /// What that command wrote of its cluster.
+        sheet: PathBuf,
+    },
     /// List the places of the lab that is up.
     List,
     /// End every program of the lab that is up, and remove it.
@@ -139,6 +145,11 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Run { script, arguments } => script::run(&script, &arguments),
         Verb::Serve => script::serve(),
         Verb::Exec { name, command } => exec(&name, &command),
+        Verb::Guide { sheet } => Ok(if guide::run(&sheet)? {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }),
         Verb::List => {
             for place in World::open()?.places() {
                 println!("{}", place.name);

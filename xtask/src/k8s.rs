@@ -1,12 +1,14 @@
-//! `cargo xtask k8s`: a real Kubernetes control plane on this machine, without nodes: etcd, API server, controller
-//! manager and scheduler as processes on loopback, with a PKI of their own and RBAC.
+//! `cargo xtask k8s`: a real Kubernetes control plane on this machine: etcd, API server, controller manager and scheduler
+//! as processes, with a PKI of their own and RBAC. On loopback without nodes, or in a network with real ones.
 
 pub mod check;
 pub mod helm;
+pub mod nodes;
 pub mod pki;
 pub mod plane;
 pub mod programs;
 pub mod state;
+mod tools;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -15,9 +17,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
+use crate::image::{self, Image};
 use crate::interrupt::Interrupt;
 use crate::places::Places;
 use crate::setup::{self, kubernetes};
+use nodes::ground::Ground;
 use plane::Plane;
 use programs::Files;
 use state::State;
@@ -28,20 +32,37 @@ pub enum K8s {
     /// Start the control plane and leave it up; prints a line that makes kubectl use it
     ///
     /// The first time, this builds Kubernetes from Debian's source package, which takes some eight minutes.
-    Up,
-    /// End the control plane and remove its data
+    Up {
+        /// With nodes, in networks of their own: master and node1 in the cloud, edge1 behind a NAT, and edge2
+        #[arg(long)]
+        nodes: bool,
+    },
+    /// Run a command on a node
+    Exec {
+        /// The node: master, node1, edge1 or edge2
+        node: String,
+        /// The command
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// End the control plane and its nodes, and remove their data
     Down,
     /// Say what runs; fails unless everything does
     Status,
 }
 
-/// Does one of the subcommands.
-pub fn k8s(places: &Places, task: &K8s, interrupt: &Interrupt) -> Result<()> {
+/// Does one of the subcommands; returns the exit code.
+pub fn k8s(places: &Places, task: &K8s, interrupt: &Interrupt) -> Result<i32> {
     match task {
-        K8s::Up => up(places, interrupt),
-        K8s::Down => down(places),
-        K8s::Status => status(places),
+        K8s::Up { nodes } => up(places, *nodes, interrupt)?,
+        K8s::Exec { node, command } => {
+            let state = State::read(&files(places).folder)?.context(NOTHING)?;
+            return nodes::exec(&state, node, command);
+        }
+        K8s::Down => down(places)?,
+        K8s::Status => status(places)?,
     }
+    Ok(0)
 }
 
 /// The files of the control plane that users start.
@@ -52,7 +73,7 @@ pub fn files(places: &Places) -> Files {
     }
 }
 
-fn up(places: &Places, interrupt: &Interrupt) -> Result<()> {
+fn up(places: &Places, with_nodes: bool, interrupt: &Interrupt) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the control plane needs root for etcd's tmpfs: `sudo -E cargo xtask k8s up`");
     }
@@ -72,21 +93,29 @@ fn up(places: &Places, interrupt: &Interrupt) -> Result<()> {
     }
     state::remove(&files.folder)?;
     setup::ensure_kubernetes(places)?;
-    let plane = Plane::start(
-        &kubernetes::folder(places),
-        plane::on_loopback()?,
-        files,
-        interrupt,
-    )?;
+    let programs = kubernetes::folder(places);
+    let (seat, ground, images) = if with_nodes {
+        setup::ensure_nodes(places)?;
+        let images = image::build(places, &Image::ALL.into(), &image::folder(places))?;
+        let (seat, ground) = nodes::seat(places)?;
+        (seat, ground, images.into_iter().map(|built| built.file).collect())
+    } else {
+        (plane::on_loopback()?, Ground::default(), Vec::new())
+    };
+    let mut plane = Plane::start_on(&programs, seat, files.clone(), ground, interrupt)?;
+    if with_nodes {
+        nodes::start(&mut plane, places, &files, &images, interrupt)?;
+    }
+    let tools = files.tools();
+    tools::lay(places, plane.state(), &tools)?;
     let state = plane.state();
     eprintln!(
-        "the control plane is up at {}; a kubectl of its version: {}; `cargo xtask k8s down` ends it",
-        state.url,
-        state.kubectl.display()
+        "the control plane is up at {}; `cargo xtask k8s down` ends it",
+        state.url
     );
     println!("export KUBECONFIG={}", state.kubeconfig.display());
-    plane.keep();
-    Ok(())
+    println!("export PATH={}:$PATH", tools.display());
+    plane.keep()
 }
 
 const NOTHING: &str = "no control plane is up: start one with `cargo xtask k8s up`";

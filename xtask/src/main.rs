@@ -75,7 +75,7 @@ enum Task {
     Lint,
     /// Remove the cache folder, and end machines that were kept and the control plane
     Clean,
-    /// PID 1 of a machine
+    /// PID 1 of a machine or of a node
     #[command(hide = true, subcommand)]
     Guest(Guest),
 }
@@ -103,6 +103,7 @@ struct VmArgs {
 enum Guest {
     Vm,
     Container { folder: PathBuf, root: PathBuf },
+    Node { folder: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -134,7 +135,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             )?));
         }
         Task::Lab(task) => return Ok(exit_code(lab::lab(&places()?, &task, &Interrupt::watch()?)?)),
-        Task::K8s(task) => k8s::k8s(&places()?, &task, &Interrupt::watch()?)?,
+        Task::K8s(task) => return Ok(exit_code(k8s::k8s(&places()?, &task, &Interrupt::watch()?)?)),
         Task::Image(arguments) => image::image(&places()?, &arguments)?,
         Task::Test(arguments) => {
             if !test::test(&places()?, &arguments, &Interrupt::watch()?)? {
@@ -146,6 +147,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Task::Clean => clean::clean(&places()?)?,
         Task::Guest(Guest::Vm) => machine::guest::vm()?,
         Task::Guest(Guest::Container { folder, root }) => machine::guest::container(&folder, &root)?,
+        Task::Guest(Guest::Node { folder }) => k8s::nodes::init::run(&folder)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ pub mod kubernetes;
 pub mod linker;
 mod python;
 pub mod root;
+pub mod runtime;
 pub mod sources;
 
 use std::time::Instant;
@@ -57,6 +58,16 @@ pub fn ensure_kubernetes(places: &Places) -> Result<()> {
     let log = Log::at(places.log("setup-kubernetes"))?;
     apt::install(kubernetes::PACKAGES, &log)?;
     kubernetes::ensure(places, &log)
+}
+
+/// The same for what only nodes of Kubernetes need, beside what everybody needs.
+pub fn ensure_nodes(places: &Places) -> Result<()> {
+    ensure(places)?;
+    if runtime::folder(places).exists() {
+        return Ok(());
+    }
+    let _lock = places.lock()?;
+    runtime::ensure(places, &Log::at(places.log("setup"))?)
 }
 
 fn complete(places: &Places) -> Result<bool> {

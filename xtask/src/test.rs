@@ -36,6 +36,8 @@ enum Suite {
     K8s,
     /// The container images, run as the chart runs them; not run by default, since it installs what builds and runs them
     Image,
+    /// The install guide, command by command, on nodes with real kubelets; only when it is asked for by name
+    Guide,
     /// The Helm chart, rendered by Helm's engine; not run by default, since it fetches a Python package
     Chart,
 }
@@ -49,6 +51,7 @@ impl Suite {
             Suite::Docs => "docs",
             Suite::K8s => "k8s",
             Suite::Image => "image",
+            Suite::Guide => "guide",
             Suite::Chart => "chart",
         }
     }
@@ -56,7 +59,7 @@ impl Suite {
     /// Whether it runs what `cargo xtask build` makes.
     fn needs_programs(&self) -> bool {
         match self {
-            Suite::Unit | Suite::Bpf | Suite::Lab => true,
+            Suite::Unit | Suite::Bpf | Suite::Lab | Suite::Guide => true,
             Suite::Docs | Suite::Image | Suite::K8s | Suite::Chart => false,
         }
     }
@@ -91,6 +94,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
         Suite::Image,
         Suite::Lab,
         Suite::K8s,
+        Suite::Guide,
     ]
     .into_iter()
     .filter(|suite| match arguments.only.as_slice() {
@@ -118,6 +122,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
             Suite::Docs => checks(places),
             Suite::Image => image::check::check(places, interrupt),
             Suite::K8s => k8s::check::check(places, interrupt),
+            Suite::Guide => k8s::check::guide(places, interrupt),
             Suite::Chart => chart(places),
         };
         interrupt.check()?;

@@ -1,7 +1,7 @@
 //! Whether one pod reaches another: ping, UDP and TCP together.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use anyhow::{Result, anyhow};
 
 use super::responder::PORT;
 use super::{Tally, icmp, tcp, udp};
+use crate::place::Place;
 use crate::pod::Pod;
 
 /// How many echoes and datagrams are tried.
@@ -56,12 +57,18 @@ impl fmt::Display for Reach {
 /// # Errors
 /// When a socket cannot be had.
 pub fn reach(from: &Pod, to: &Pod, v6: bool, wait: Duration) -> Result<Reach> {
-    let address = to.address(v6)?;
+    address(&from.place, to.address(v6)?, wait)
+}
+
+/// The same for whoever answers at an address.
+///
+/// # Errors
+/// When a socket cannot be had.
+pub fn address(from: &Place, address: IpAddr, wait: Duration) -> Result<Reach> {
     let there = SocketAddr::new(address, PORT);
-    let ping = icmp::ping(&from.place, address, 56, COUNT, wait)?;
-    let udp = udp::exchange(&from.place, there, 512, COUNT, wait)?;
-    let tcp =
-        tcp::connect(&from.place, there, wait).is_ok() && tcp::upload(&from.place, there, BYTES).is_ok();
+    let ping = icmp::ping(from, address, 56, COUNT, wait)?;
+    let udp = udp::exchange(from, there, 512, COUNT, wait)?;
+    let tcp = tcp::connect(from, there, wait).is_ok() && tcp::upload(from, there, BYTES).is_ok();
     Ok(Reach { ping, udp, tcp })
 }
 

@@ -1,5 +1,7 @@
 //! The control plane, tried as a user types its commands, and what happens when it does not come up.
 
+mod guide;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::TcpStream;
@@ -10,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::helm;
 use super::pki;
 use super::plane::{self, Plane};
 use super::programs::{Files, Ports, Seat};
@@ -95,6 +96,22 @@ pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
     setup::ensure_kubernetes(places)?;
     let calico = setup::calico::ensure(places)?;
     let programs = test::special_tests(places, test::CLUSTER_TESTS)?;
+    checking(places, interrupt, |check| check.all(&programs, &calico))
+}
+
+/// Brings nodes up, follows the install guide on them, takes them down, and looks for what is left of them.
+///
+/// # Errors
+/// When something cannot be tried at all.
+pub fn guide(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
+    checking(places, interrupt, |check| check.guide())
+}
+
+fn checking(
+    places: &Places,
+    interrupt: &Interrupt,
+    work: impl FnOnce(&mut Check<'_>) -> Result<()>,
+) -> Result<Counts> {
     let files = super::files(places);
     if State::read(&files.folder)?.is_some_and(|state| state.lives()) {
         bail!("a control plane is up: end it with `cargo xtask k8s down`, for this suite starts its own");
@@ -111,7 +128,7 @@ pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
         folder,
         counts: Counts::default(),
     };
-    let outcome = check.all(&programs, &calico);
+    let outcome = work(&mut check);
     // Whatever stopped us: nothing of ours stays.
     super::end(places)?;
     outcome?;
@@ -145,7 +162,7 @@ impl Check<'_> {
         self.type_xtask("status", true, "kube-scheduler")?;
         self.ask(&state)?;
         self.establish_ours(&state)?;
-        let path = self.path(&state)?;
+        let path = self.path();
         for program in programs {
             // One at a time: they tell how long things take.
             let mut tests = Command::new(program);
@@ -326,16 +343,13 @@ impl Check<'_> {
     }
 
     /// Where programs look for others: a helm and a kubectl of this server's version come first.
-    fn path(&self, state: &State) -> Result<OsString> {
-        let folder = self.folder.join("bin");
-        helm::lay(self.places, &folder)?;
-        symlink(&state.kubectl, folder.join("kubectl"))?;
-        let mut path = OsString::from(&folder);
+    fn path(&self) -> OsString {
+        let mut path = OsString::from(self.files.tools());
         if let Some(others) = std::env::var_os("PATH") {
             path.push(":");
             path.push(others);
         }
-        Ok(path)
+        path
     }
 
     /// The CRDs of the chart, when there is one.
@@ -396,22 +410,23 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn xtask(&self, subcommand: &str) -> Result<Command> {
+    fn xtask(&self, line: &str) -> Result<Command> {
         let mut command = Command::new(std::env::current_exe().context("finding this program")?);
         command
             .arg("--cache")
             .arg(&self.places.cache)
-            .args(["k8s", subcommand])
+            .arg("k8s")
+            .args(line.split(' '))
             .stdin(Stdio::null());
         Ok(command)
     }
 
-    fn type_xtask(&mut self, subcommand: &str, works: bool, says: &str) -> Result<()> {
+    fn type_xtask(&mut self, line: &str, works: bool, says: &str) -> Result<()> {
         self.interrupt.check()?;
-        let (worked, said) = outcome(&mut self.xtask(subcommand)?)?;
+        let (worked, said) = outcome(&mut self.xtask(line)?)?;
         let good = worked == works && said.contains(says);
         self.tell(
-            &format!("cargo xtask k8s {subcommand}"),
+            &format!("cargo xtask k8s {line}"),
             if good { Ok(()) } else { Err(said) },
         );
         Ok(())

@@ -33,7 +33,7 @@ pub fn lay(places: &Places, folder: &Path) -> Result<PathBuf> {
 }
 
 /// A path as a word of a shell.
-fn quoted(path: &Path) -> String {
+pub fn quoted(path: &Path) -> String {
     format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
 }
 

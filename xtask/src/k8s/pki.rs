@@ -24,9 +24,9 @@ const BACKDATE: Duration = Duration::hours(1);
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     /// The name of its files.
-    pub file: &'static str,
+    pub file: String,
     /// The user, to Kubernetes.
-    pub common_name: &'static str,
+    pub common_name: String,
     /// The group, to Kubernetes.
     pub organization: Option<&'static str>,
     /// What it proves.
@@ -55,15 +55,9 @@ pub const SCHEDULER_SERVER: &str = "scheduler-server";
 
 /// Everybody in a control plane that listens on `address`. The names are those that Kubernetes' own roles are bound to.
 pub fn identities(address: IpAddr) -> Vec<Identity> {
-    let client = |file, common_name, organization| Identity {
-        file,
-        common_name,
-        organization,
-        role: Role::Client,
-    };
-    let server = |file, common_name, names: Vec<String>| Identity {
-        file,
-        common_name,
+    let server = |file: &str, common_name: &str, names: Vec<String>| Identity {
+        file: file.to_owned(),
+        common_name: common_name.to_owned(),
         organization: None,
         role: Role::Server(names),
     };
@@ -86,6 +80,29 @@ pub fn identities(address: IpAddr) -> Vec<Identity> {
         client(CONTROLLER_MANAGER, "system:kube-controller-manager", None),
         client(SCHEDULER, "system:kube-scheduler", None),
     ]
+}
+
+fn client(file: &str, common_name: &str, organization: Option<&'static str>) -> Identity {
+    Identity {
+        file: file.to_owned(),
+        common_name: common_name.to_owned(),
+        organization,
+        role: Role::Client,
+    }
+}
+
+/// The kubelet of a node.
+pub fn kubelet(node: &str) -> Identity {
+    client(
+        &kubelet_file(node),
+        &format!("system:node:{node}"),
+        Some("system:nodes"),
+    )
+}
+
+/// The file name of a kubelet's identity.
+pub fn kubelet_file(node: &str) -> String {
+    format!("kubelet-{node}")
 }
 
 /// A certificate, or a public key, with its private key, as PEM.
@@ -137,7 +154,7 @@ impl Authority {
 
     /// Issues a certificate.
     pub fn issue(&self, identity: &Identity) -> Result<Pair> {
-        let mut params = params(identity.common_name, identity.organization, self.now);
+        let mut params = params(&identity.common_name, identity.organization, self.now);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
@@ -239,6 +256,13 @@ mod tests {
     #[test]
     fn clients_have_the_names_that_roles_are_bound_to() {
         let authority = Authority::new(OffsetDateTime::now_utc()).unwrap();
+        let kubelet = authority.issue(&kubelet("edge1")).unwrap();
+        with_parsed(&kubelet.public, |certificate| {
+            assert_eq!(
+                certificate.subject().to_string(),
+                "O=system:nodes, CN=system:node:edge1"
+            );
+        });
         for (file, subject) in [
             (ADMIN, "O=system:masters, CN=kubernetes-admin"),
             (

@@ -14,7 +14,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::pki::{self, Authority, Pair};
+use super::nodes::ground::Ground;
+use super::pki::{self, Authority, Identity, Pair};
 use super::programs::{self, AUTHORITY, Files, Ports, Program, Seat, TOKENS};
 use super::state::{self, Started, State};
 use crate::interrupt::Interrupt;
@@ -40,16 +41,30 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// Starts one and waits until it serves. Its folder must not be there.
+    /// Starts one without nodes and waits until it serves. Its folder must not be there.
     pub fn start(programs: &Path, seat: Seat, files: Files, interrupt: &Interrupt) -> Result<Plane> {
-        prepare(&seat, &files)?;
+        Plane::start_on(programs, seat, files, Ground::default(), interrupt)
+    }
+
+    /// The same on a ground for nodes, which is laid first and goes with it.
+    pub fn start_on(
+        programs: &Path,
+        seat: Seat,
+        files: Files,
+        ground: Ground,
+        interrupt: &Interrupt,
+    ) -> Result<Plane> {
+        prepare(&seat, &files, &ground.kubelets())?;
         let state = State {
             url: seat.api_url(),
             kubeconfig: files.kubeconfig(pki::ADMIN),
             kubectl: programs.join("kubectl"),
             complete: false,
             programs: Vec::new(),
+            ground,
         };
+        // Before anything of it is there: whoever finds the record can take away what was made until then.
+        state.write(&files.folder)?;
         let mut plane = Plane {
             programs: programs.to_owned(),
             seat,
@@ -59,12 +74,11 @@ impl Plane {
             interrupt: interrupt.clone(),
             keep: false,
         };
+        plane.state.ground.lay()?;
         step("starting etcd and kube-apiserver", || plane.start_servers())?;
         step("starting kube-controller-manager and kube-scheduler", || {
             plane.start_controllers()
         })?;
-        plane.state.complete = true;
-        plane.state.write(&plane.files.folder)?;
         Ok(plane)
     }
 
@@ -90,7 +104,8 @@ impl Plane {
         self.wait_for(&controllers, &["get", "--raw", account])
     }
 
-    fn spawn(&mut self, program: &Program) -> Result<()> {
+    /// Starts a program, which its folder records before it begins.
+    pub fn spawn(&mut self, program: &Program) -> Result<()> {
         let path = self.files.log(program.name);
         let log = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         // Not by the user's environment: a proxy, say, is for other connections.
@@ -113,6 +128,7 @@ impl Plane {
             process: Process::of(id).with_context(|| format!("starting {}", program.name))?,
         });
         self.state.write(&self.files.folder)?;
+        self.state.ground.admit(program.name, id)?;
         // From here on another process can end it, whatever becomes of this one.
         go.context("a child without input")?
             .write_all(b"go\n")
@@ -158,7 +174,8 @@ impl Plane {
         }
     }
 
-    fn check_alive(&self) -> Result<()> {
+    /// An error with the end of its log when a program has ended.
+    pub fn check_alive(&self) -> Result<()> {
         match self
             .state
             .programs
@@ -175,9 +192,12 @@ impl Plane {
         }
     }
 
-    /// Leaves it up when this value goes.
-    pub fn keep(mut self) {
+    /// Records that it is whole, and leaves it up when this value goes.
+    pub fn keep(mut self) -> Result<()> {
+        self.state.complete = true;
+        self.state.write(&self.files.folder)?;
         self.keep = true;
+        Ok(())
     }
 
     /// Its record.
@@ -196,6 +216,10 @@ impl Drop for Plane {
             if child.kill().and_then(|()| child.wait()).is_err() {
                 eprintln!("warning: process {} could not be ended", child.id());
             }
+        }
+        if let Err(problem) = self.state.ground.remove() {
+            eprintln!("warning: {problem:#}; `cargo xtask k8s down` tries again");
+            return;
         }
         if let Err(problem) = state::remove(&self.files.folder) {
             eprintln!("warning: {problem:#}");
@@ -238,7 +262,7 @@ pub fn on_loopback() -> Result<Seat> {
 }
 
 /// Makes the folders, keys, certificates and kubeconfigs.
-fn prepare(seat: &Seat, files: &Files) -> Result<()> {
+fn prepare(seat: &Seat, files: &Files, kubelets: &[Identity]) -> Result<()> {
     std::fs::create_dir_all(&files.logs).with_context(|| format!("creating {}", files.logs.display()))?;
     for folder in [files.folder.clone(), files.folder.join("pki"), files.data()] {
         std::fs::DirBuilder::new()
@@ -250,12 +274,12 @@ fn prepare(seat: &Seat, files: &Files) -> Result<()> {
     let trusted = authority.pair();
     write_pair(files, AUTHORITY, &trusted)?;
     write_pair(files, TOKENS, &pki::token_key()?)?;
-    for identity in pki::identities(seat.address) {
-        let pair = authority.issue(&identity)?;
-        write_pair(files, identity.file, &pair)?;
+    for identity in pki::identities(seat.address).iter().chain(kubelets) {
+        let pair = authority.issue(identity)?;
+        write_pair(files, &identity.file, &pair)?;
         if identity.role == pki::Role::Client {
             write_private(
-                &files.kubeconfig(identity.file),
+                &files.kubeconfig(&identity.file),
                 &kubeconfig(&seat.api_url(), &trusted.public, &pair),
             )?;
         }
@@ -333,7 +357,8 @@ mod tests {
             logs: folder.path().join("logs"),
         };
         let seat = on_loopback().unwrap();
-        prepare(&seat, &files).unwrap();
+        prepare(&seat, &files, &[pki::kubelet("edge1")]).unwrap();
+        assert!(files.kubeconfig(&pki::kubelet_file("edge1")).exists());
         for program in [
             programs::etcd,
             programs::api_server,
@@ -352,7 +377,7 @@ mod tests {
             }
         }
         assert!(
-            prepare(&seat, &files).is_err(),
+            prepare(&seat, &files, &[]).is_err(),
             "another control plane is not written over"
         );
     }

@@ -90,6 +90,11 @@ impl Files {
         self.logs.join(format!("{name}.log"))
     }
 
+    /// Programs for users' PATH.
+    pub fn tools(&self) -> PathBuf {
+        self.folder.join("bin")
+    }
+
     /// Where etcd sees a tmpfs.
     pub fn data(&self) -> PathBuf {
         self.folder.join("etcd")

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::nodes::ground::Ground;
 use crate::process::Process;
 
 /// A killed process is gone when the kernel has taken its memory apart.
@@ -24,6 +25,9 @@ pub struct State {
     pub complete: bool,
     /// What was started, in this order.
     pub programs: Vec<Started>,
+    /// What nodes stand on, if there are any.
+    #[serde(default)]
+    pub ground: Ground,
 }
 
 /// A program that was started.
@@ -63,7 +67,7 @@ impl State {
         self.programs.iter().any(|program| program.process.lives())
     }
 
-    /// Ends what runs of it and waits until it is gone. Its data is worth nothing, so nobody is asked to save it.
+    /// Ends what runs of it, waits until it is gone, and takes its ground away. Its data is worth nothing, so nobody is asked to save it.
     pub fn end(&self) -> Result<()> {
         // The last one first: nobody complains of a missing server into a log.
         for program in self.programs.iter().rev() {
@@ -80,7 +84,7 @@ impl State {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
+        self.ground.remove()
     }
 }
 
@@ -120,6 +124,7 @@ mod tests {
                     process: Process::of(child.id()).unwrap(),
                 })
                 .collect(),
+            ground: Ground::default(),
         };
         state.write(folder.path()).unwrap();
 

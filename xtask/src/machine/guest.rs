@@ -47,22 +47,7 @@ fn vm_system() -> Result<()> {
 
 /// PID 1 of a container: in fresh namespaces, with everything of the host still in sight.
 pub fn container(folder: &Path, lower: &Path) -> Result<()> {
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
-        .context("making mounts private")?;
-    let base = folder.join("mount");
-    plain_mount("tmpfs", &path_text(&base), "mode=755")?;
-    for name in ["upper", "work", "root"] {
-        std::fs::create_dir(base.join(name))?;
-    }
-    let root = base.join("root");
-    let layers = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.display(),
-        base.join("upper").display(),
-        base.join("work").display()
-    );
-    mount_one("overlay", &path_text(&root), "overlay", &layers)?;
-
+    let root = new_root(lower, &folder.join("mount"))?;
     bind(&folder.join("host"), &root.join("host"))?;
     read_only(&root.join("host"))?;
     bind(&folder.join("box"), &root.join("box"))?;
@@ -74,17 +59,39 @@ pub fn container(folder: &Path, lower: &Path) -> Result<()> {
         bind(modules, &root.join("usr/lib/modules"))?;
         read_only(&root.join("usr/lib/modules"))?;
     }
-
-    std::env::set_current_dir(&root)?;
-    pivot_root(".", ".").context("making the overlay the root")?;
-    unmount(".", UnmountFlags::DETACH).context("leaving the old root")?;
-    std::env::set_current_dir("/")?;
-
-    plain_mount("proc", "/proc", "")?;
-    plain_mount("sysfs", "/sys", "")?;
+    enter_root(&root)?;
     devices()?;
     common()?;
     serve()
+}
+
+/// Lays a tmpfs over the folder `lower`, below the folder `base`; returns what is to become the root.
+pub fn new_root(lower: &Path, base: &Path) -> Result<PathBuf> {
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .context("making mounts private")?;
+    plain_mount("tmpfs", &path_text(base), "mode=755")?;
+    for name in ["upper", "work", "root"] {
+        std::fs::create_dir(base.join(name))?;
+    }
+    let root = base.join("root");
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.display(),
+        base.join("upper").display(),
+        base.join("work").display()
+    );
+    mount_one("overlay", &path_text(&root), "overlay", &layers)?;
+    Ok(root)
+}
+
+/// Makes a folder the root, with processes and devices of the kernel in it.
+pub fn enter_root(root: &Path) -> Result<()> {
+    std::env::set_current_dir(root)?;
+    pivot_root(".", ".").context("making the overlay the root")?;
+    unmount(".", UnmountFlags::DETACH).context("leaving the old root")?;
+    std::env::set_current_dir("/")?;
+    plain_mount("proc", "/proc", "")?;
+    plain_mount("sysfs", "/sys", "")
 }
 
 const DEV_LINKS: &[(&str, &str)] = &[
@@ -96,7 +103,7 @@ const DEV_LINKS: &[(&str, &str)] = &[
 ];
 
 /// A `/dev` of our own, with what network programs open.
-fn devices() -> Result<()> {
+pub fn devices() -> Result<()> {
     plain_mount("tmpfs", "/dev", "mode=755")?;
     let nodes = [
         ("/dev/null", 1, 3),
@@ -106,6 +113,8 @@ fn devices() -> Result<()> {
         ("/dev/urandom", 1, 9),
         ("/dev/tty", 5, 0),
         ("/dev/net/tun", 10, 200),
+        // A kubelet watches it for memory that runs out.
+        ("/dev/kmsg", 1, 11),
     ];
     std::fs::create_dir("/dev/net")?;
     for (path, major, minor) in nodes {
@@ -161,7 +170,8 @@ fn common() -> Result<()> {
     Ok(())
 }
 
-fn plain_mount(kind: &str, place: &str, data: &str) -> Result<()> {
+/// Mounts a file system that has no source.
+pub fn plain_mount(kind: &str, place: &str, data: &str) -> Result<()> {
     mount_one(kind, place, kind, data)
 }
 
@@ -171,11 +181,13 @@ fn mount_one(source: &str, place: &str, kind: &str, data: &str) -> Result<()> {
         .with_context(|| format!("mounting {kind} at {place}"))
 }
 
-fn bind(from: &Path, to: &Path) -> Result<()> {
+/// Shows a folder at another place too.
+pub fn bind(from: &Path, to: &Path) -> Result<()> {
     mount_bind_recursive(from, to).with_context(|| format!("mounting {} at {}", from.display(), to.display()))
 }
 
-fn read_only(place: &Path) -> Result<()> {
+/// Makes such a place read-only.
+pub fn read_only(place: &Path) -> Result<()> {
     mount_remount(place, MountFlags::BIND | MountFlags::RDONLY, c"")
         .with_context(|| format!("making {} read-only", place.display()))
 }

@@ -1,0 +1,148 @@
+//! Pods that probe each other, and what passes on the way between them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::cluster::Cluster;
+use crate::capture::Capture;
+use crate::place::Place;
+use crate::probe::reach::{self, Reach};
+use crate::probe::responder::{PORT, Responder};
+use crate::probe::tcp;
+
+/// How long an answer may take.
+pub const LONG: Duration = Duration::from_secs(2);
+
+/// How long one that must not come is waited for.
+pub const SHORT: Duration = Duration::from_millis(300);
+
+/// How long pods may take to start.
+const START: Duration = Duration::from_secs(60);
+
+/// One pod on each node.
+const PODS: [(&str, &str); 4] = [
+    ("probe-master", "master"),
+    ("probe-node1", "node1"),
+    ("probe-edge1", "edge1"),
+    ("probe-edge2", "edge2"),
+];
+
+/// A pod that takes part.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its network.
+    pub place: Place,
+    /// Its address.
+    pub address: Ipv4Addr,
+    _responder: Responder,
+}
+
+/// The pods, by node, and the capture between their sites.
+#[derive(Debug)]
+pub struct Traffic {
+    pods: BTreeMap<&'static str, Pod>,
+    /// What passes between sites.
+    pub capture: Capture,
+}
+
+impl Traffic {
+    /// Starts the pods, each with somebody in it who answers.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub fn start(cluster: &Cluster) -> Result<Self> {
+        let manifests: Vec<String> = PODS
+            .iter()
+            .map(|(name, node)| manifest(name, node, &cluster.sheet.image))
+            .collect();
+        cluster.apply(&manifests.join("---\n"))?;
+        let mut pods = BTreeMap::new();
+        for (name, node) in PODS {
+            pods.insert(node, pod(cluster, name)?);
+        }
+        Ok(Self {
+            pods,
+            capture: Capture::start(&cluster.network("wan")?)?,
+        })
+    }
+
+    /// Looks anew for the pod of a node, which has become another one.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn renew(&mut self, cluster: &Cluster, node: &'static str) -> Result<()> {
+        self.pods.remove(node);
+        let pod = start_pod(cluster, &format!("probe-{node}"), node)?;
+        self.pods.insert(node, pod);
+        Ok(())
+    }
+
+    /// The pod of a node.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pod(&self, node: &str) -> Result<&Pod> {
+        self.pods
+            .get(node)
+            .with_context(|| format!("there is no pod on {node}"))
+    }
+
+    /// Whether the pod of a node reaches that of another.
+    ///
+    /// # Errors
+    /// When it cannot be tried.
+    pub fn reach(&self, from: &str, to: &str, wait: Duration) -> Result<Reach> {
+        reach::address(&self.pod(from)?.place, self.pod(to)?.address.into(), wait)
+    }
+
+    /// Whether a TCP connection to an address of no pod's comes about.
+    ///
+    /// # Errors
+    /// When it cannot be tried.
+    pub fn connects(&self, from: &str, to: IpAddr, port: u16) -> Result<bool> {
+        Ok(tcp::connect(&self.pod(from)?.place, SocketAddr::new(to, port), LONG).is_ok())
+    }
+}
+
+/// Starts a pod on a node and waits until it runs.
+///
+/// # Errors
+/// When it does not.
+pub fn start_pod(cluster: &Cluster, name: &str, node: &str) -> Result<Pod> {
+    cluster.apply(&manifest(name, node, &cluster.sheet.image))?;
+    pod(cluster, name)
+}
+
+fn pod(cluster: &Cluster, name: &str) -> Result<Pod> {
+    cluster.wait(&format!("the pod {name} runs"), START, |cluster| {
+        cluster.pod(name).map(|_| true)
+    })?;
+    let (place, address) = cluster.pod(name)?;
+    Ok(Pod {
+        _responder: Responder::start(&place, PORT)?,
+        place,
+        address,
+    })
+}
+
+fn manifest(name: &str, node: &str, image: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+spec:
+  nodeName: {node}
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 1
+  tolerations: [{{operator: Exists}}]
+  containers:
+  - name: wait
+    image: {image}
+    imagePullPolicy: Never
+"
+    )
+}

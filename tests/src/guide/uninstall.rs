@@ -1,0 +1,63 @@
+//! What `helm uninstall` leaves: the custom resources with their definitions, and nothing on any node.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{Guide, names, unless};
+
+/// How long the last pods may take to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Prints what is ours on a node, a line each.
+const OURS: &str = "
+ip rule | grep -E '^(220|221):'
+for table in 220 221; do ip route show table $table 2>/dev/null; ip -6 route show table $table 2>/dev/null; done
+ip -o link | grep -oE 'fabedge0|br-fabedge|ipsec0'
+nft list tables | grep fabedge
+iptables-save | grep -i fabedge
+for path in /sys/fs/bpf/fabedge /etc/cni/net.d/fabedge.conflist /run/fabedge/* /var/lib/fabedge/*; do
+  [ ! -e $path ] && [ ! -L $path ] || echo $path
+done
+bpftool link list 2>/dev/null | grep -i fabedge
+true";
+
+impl Guide {
+    pub(super) fn nothing_is_left(&mut self) -> Result<()> {
+        let title = "only the custom resources stay in the cluster";
+        self.row(title, |guide| {
+            let took = guide.cluster.wait(title, PATIENCE, |cluster| {
+                let kinds = "deployment,daemonset,pod,podtemplate,configmap,secret,serviceaccount,service,role,rolebinding,lease,job";
+                let left: Vec<String> = names(&cluster.get(&format!("{kinds} -n fabedge"))?)
+                    .into_iter()
+                    .chain(names(&cluster.get("clusterrole,clusterrolebinding")?))
+                    .filter(|name| name.contains("fabedge") || name.contains("connector"))
+                    .collect();
+                ensure!(left.is_empty(), "{}", left.join(", "));
+                Ok(true)
+            })?;
+            let definitions = names(&guide.cluster.get("crd")?);
+            let mut problems = Vec::new();
+            for name in ["communities.fabedge.io", "clusters.fabedge.io"] {
+                if !definitions.iter().any(|found| found == name) {
+                    problems.push(format!("{name} is gone"));
+                }
+            }
+            if names(&guide.cluster.get("community")?) != ["connectors"] {
+                problems.push("the Community is gone".to_owned());
+            }
+            Ok(unless(&problems, format!("{:.1} s", took.as_secs_f64())))
+        });
+        self.row("nodes have nothing of ours", |guide| {
+            let mut problems = Vec::new();
+            for node in guide.cluster.sheet.nodes.keys() {
+                let left = guide.cluster.on(node, &["sh", "-c", OURS])?;
+                if !left.trim().is_empty() {
+                    problems.push(format!("{node}: {}", left.trim().replace('\n', ", ")));
+                }
+            }
+            Ok(unless(&problems, "no rule, route, link, table, conflist, pin"))
+        });
+        Ok(())
+    }
+}
