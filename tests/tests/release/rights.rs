@@ -62,7 +62,6 @@ const MAY: &[Question] = &[
         "fabedge",
     ),
     (OPERATOR, "get", "configmaps", "kubeadm-config", "kube-system"),
-    (OPERATOR, "get", "configmaps", "kube-flannel-cfg", "kube-system"),
     (OPERATOR, "list", "pods", "*", "kube-system"),
     (
         CONNECTOR,
@@ -98,6 +97,9 @@ const MAY_WITH_CALICO: &[Question] = &[
         "-",
     ),
 ];
+
+/// What it needs with Flannel besides, wherever Flannel is.
+const MAY_WITH_FLANNEL: &[Question] = &[(OPERATOR, "get", "configmaps", "kube-flannel-cfg", "-")];
 
 /// What must be refused: mostly what the predecessor's accounts were allowed.
 const MAY_NOT: &[Question] = &[
@@ -323,12 +325,14 @@ fn everybody_may_do_what_must_be_done_and_no_more() {
     cluster.install(&calico());
     let mut wrong = wrong_answers(&cluster, MAY, true);
     wrong += &wrong_answers(&cluster, MAY_WITH_CALICO, true);
+    wrong += &wrong_answers(&cluster, MAY_WITH_FLANNEL, false);
     wrong += &wrong_answers(&cluster, MAY_NOT, false);
     assert!(wrong.is_empty(), "with Calico:\n{wrong}");
 
     cluster.values(&flannel());
     cluster.sh(crate::cluster::UPGRADE);
     let mut wrong = wrong_answers(&cluster, MAY, true);
+    wrong += &wrong_answers(&cluster, MAY_WITH_FLANNEL, true);
     wrong += &wrong_answers(&cluster, MAY_NOT_WITHOUT_CALICO, false);
     wrong += &wrong_answers(&cluster, MAY_NOT, false);
     assert!(wrong.is_empty(), "with Flannel:\n{wrong}");
