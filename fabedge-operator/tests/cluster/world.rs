@@ -165,17 +165,10 @@ impl World {
                 "annotations": {"fabedge.io/node-public-addresses": format!("198.51.{}.{}", number / 256, number % 256)},
             },
             "spec": {"podCIDR": subnet, "podCIDRs": [subnet]},
+            "status": status(format!("172.20.{}.{}", number / 256, number % 256)),
         }))
         .unwrap();
         self.nodes().create(&PostParams::default(), &node).await.unwrap();
-        let status = json!({"status": {"addresses": [
-            {"type": "InternalIP", "address": format!("172.20.{}.{}", number / 256, number % 256)},
-        ]}});
-        let params = PatchParams::default();
-        self.nodes()
-            .patch_status(&self.edge(number), &params, &Patch::Merge(status))
-            .await
-            .unwrap();
     }
 
     /// Makes a node that may run the connector.
@@ -186,15 +179,10 @@ impl World {
                 "labels": {"test": self.name, format!("{}/connector", self.name): ""},
             },
             "spec": {"podCIDR": "10.32.0.0/24", "podCIDRs": ["10.32.0.0/24"]},
+            "status": status("172.19.0.1".to_owned()),
         }))
         .unwrap();
         self.nodes().create(&PostParams::default(), &node).await.unwrap();
-        let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": "172.19.0.1"}]}});
-        let name = format!("{}-cloud", self.name);
-        self.nodes()
-            .patch_status(&name, &PatchParams::default(), &Patch::Merge(status))
-            .await
-            .unwrap();
     }
 
     /// Creates or replaces a Community of edges.
@@ -346,6 +334,15 @@ impl World {
         }
         started.elapsed()
     }
+}
+
+/// The status of a node as its kubelet would report it: of a node that is not ready a controller says that its pods are
+/// not.
+fn status(address: String) -> serde_json::Value {
+    json!({
+        "addresses": [{"type": "InternalIP", "address": address}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    })
 }
 
 impl Drop for World {
