@@ -265,7 +265,7 @@ fn of_workloads() -> Vec<Effect> {
             "connector.syncPeriod",
             json!("1m5s"),
             CONNECTOR,
-            "/spec/template/spec/containers/0/args/1",
+            "/spec/template/spec/containers/0/args/2",
             json!("--resync=65"),
         ),
         shown(
@@ -379,7 +379,7 @@ fn of_workloads() -> Vec<Effect> {
             "agent.args.FAST_PATH",
             json!(false),
             CLOUD,
-            "/spec/template/spec/containers/0/args/1",
+            "/spec/template/spec/containers/0/args/2",
             json!("--fast-path=off"),
         ),
         shown(
@@ -387,7 +387,7 @@ fn of_workloads() -> Vec<Effect> {
             "agent.args.FAST_PATH",
             json!("off"),
             CONNECTOR,
-            "/spec/template/spec/containers/0/args/1",
+            "/spec/template/spec/containers/0/args/2",
             json!("--fast-path=off"),
         ),
         shown(
@@ -395,7 +395,7 @@ fn of_workloads() -> Vec<Effect> {
             "agent.args.RESYNC",
             json!(7),
             CLOUD,
-            "/spec/template/spec/containers/0/args/1",
+            "/spec/template/spec/containers/0/args/2",
             json!("--resync=7"),
         ),
         shown(
