@@ -1,7 +1,6 @@
 //! `cargo xtask build`: the eBPF object, then the programs that embed and use it.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -20,7 +19,7 @@ const DATA: &[&str] = &["README.md", "examples", "images", "charts"];
 pub fn all(places: &Places) -> Result<()> {
     ebpf(places)?;
     step("building operator, agent and lab", || {
-        let mut build = Command::new(cargo());
+        let mut build = cargo();
         build
             .args(["build", "--quiet", "--release"])
             .current_dir(&places.repo);

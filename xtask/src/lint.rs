@@ -1,7 +1,5 @@
 //! `cargo xtask lint`: formatting, clippy, the rules that only this repository has, and its generated files.
 
-use std::process::Command;
-
 use anyhow::{Result, bail};
 
 use crate::places::Places;
@@ -24,17 +22,17 @@ pub fn lint(places: &Places) -> Result<()> {
     let ebpf = places.repo.join("fabedge-ebpf");
     step("formatting", || {
         attached(
-            Command::new(cargo())
+            cargo()
                 .args(["fmt", "--all", "--check"])
                 .current_dir(&places.repo),
         )?;
-        attached(Command::new(cargo()).args(["fmt", "--check"]).current_dir(&ebpf))
+        attached(cargo().args(["fmt", "--check"]).current_dir(&ebpf))
     })?;
     setup::ensure(places)?;
     // The agent embeds it.
     build::ebpf(places)?;
     step("clippy", || {
-        let mut clippy = Command::new(cargo());
+        let mut clippy = cargo();
         // In the release profile: what it checks of the dependencies serves nothing else, but their build scripts do.
         clippy.args([
             "clippy",

@@ -155,13 +155,13 @@ fn minutes(since: Instant) -> String {
 
 fn unit(places: &Places) -> Result<Counts> {
     let mut counts = counted(
-        Command::new(cargo())
+        cargo()
             .args(["test", "--release", "--workspace", "--no-fail-fast"])
             .current_dir(&places.repo),
     )?;
     // The decisions of the fast path are plain code, tested on the host with the host's compiler.
     counts += counted(
-        Command::new(cargo())
+        cargo()
             .args(["test", "--release", "--lib", "--target-dir"])
             .arg(places.target.join("ebpf"))
             .current_dir(places.repo.join("fabedge-ebpf")),
@@ -171,7 +171,7 @@ fn unit(places: &Places) -> Result<Counts> {
 
 fn chart(places: &Places) -> Result<Counts> {
     let python = setup::helm::ensure(places)?;
-    let mut test = Command::new(cargo());
+    let mut test = cargo();
     // Of the whole workspace, as in `unit`: of one package, dependencies have other features and are built anew.
     test.args(["test", "--release", "--workspace", "--test", "chart"])
         .args(["--features", "fabedge-tests/chart-tests"])
@@ -370,14 +370,14 @@ struct Target {
 /// Builds the test programs that require a feature and returns their files.
 pub fn special_tests(places: &Places, feature: &str) -> Result<Vec<PathBuf>> {
     let metadata = output(
-        Command::new(cargo())
+        cargo()
             .args(["metadata", "--format-version=1", "--no-deps"])
             .current_dir(&places.repo),
     )?;
     let metadata: Metadata = serde_json::from_str(&metadata).context("reading `cargo metadata`")?;
     let mut programs = Vec::new();
     for package in &metadata.packages {
-        let mut build = Command::new(cargo());
+        let mut build = cargo();
         build.args([
             "test",
             "--release",

@@ -1,6 +1,5 @@
 //! The compilers: the user's own for programs, one with a BPF target for the eBPF object.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,9 +11,17 @@ use crate::setup::linker;
 
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
-/// The cargo that runs us, hence the user's own toolchain.
-pub fn cargo() -> OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+/// The cargo that runs us, hence the user's own toolchain. Without what `cargo run` says of our own package: build
+/// scripts that look at that (ring's) would run again, and all that depends on them, in turns with the next `cargo xtask`.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
+        }
+    }
+    cargo
 }
 
 /// A toolchain that builds for BPF.

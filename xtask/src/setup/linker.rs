@@ -1,7 +1,6 @@
 //! bpf-linker, built once against Debian's LLVM 22 and kept in the cache folder.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -33,7 +32,7 @@ pub fn ensure(places: &Places, log: &Log) -> Result<()> {
         fill_once(&done, |part| {
             let build = part.join("build");
             log.run(
-                Command::new(crate::toolchain::cargo())
+                crate::toolchain::cargo()
                     .args(["install", "bpf-linker", "--version", VERSION, "--locked"])
                     .args([
                         "--no-default-features",
