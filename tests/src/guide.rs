@@ -1,6 +1,5 @@
 //! The install guide, carried out on real nodes: every command that its readers type, in order, and what it leads to.
 
-pub mod blocks;
 pub mod cluster;
 mod measures;
 mod rows;
@@ -17,8 +16,8 @@ use serde_json::Value;
 
 use crate::suite::judge;
 use crate::table::{Outcome, Table};
-use blocks::{Audience, Block, Cni};
 use cluster::Cluster;
+use guides::{Audience, Block, Cni};
 use traffic::Traffic;
 
 /// How long the commands of one block may take; they wait for images and pods.
@@ -72,7 +71,7 @@ impl Guide {
     fn document(&mut self, name: &str) -> Result<()> {
         let path = self.cluster.sheet.repo.join("docs").join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        for block in blocks::parse(&text).with_context(|| format!("in {}", path.display()))? {
+        for block in guides::parse(&text).with_context(|| format!("in {}", path.display()))? {
             let title = format!("{name}: {}", block.name);
             match &block.audience {
                 Audience::All | Audience::With(Cni::Flannel) => self.block(&title, &block)?,

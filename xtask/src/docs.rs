@@ -1,13 +1,12 @@
 //! What the documents say must be true: links lead somewhere, the commands in them exist, and those of the guides can
 //! be run by tests.
 
-pub mod guide;
-
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
+use guides::Fault;
 
 use crate::Cli;
 use crate::progress::output;
@@ -55,28 +54,26 @@ pub fn check(repo: &Path) -> Result<Vec<Checked>> {
     Ok(vec![
         ("links in documents lead to files", dead),
         ("commands in documents exist", unknown),
-        ("commands of guides can be found by tests", guides(repo)?),
+        ("commands of guides can be found by tests", of_guides(repo)?),
     ])
 }
 
 /// What is wrong with the marks of the guides, and where their languages differ.
-fn guides(repo: &Path) -> Result<Vec<String>> {
+fn of_guides(repo: &Path) -> Result<Vec<String>> {
     let read = |name: &str| {
         let path = repo.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     };
-    let at = |name: &str, faults: Vec<(usize, String)>| {
-        let told = |(line, fault): (usize, String)| format!("{name}:{line}: {fault}");
-        faults.into_iter().map(told).collect::<Vec<_>>()
-    };
+    let at = |name: &str, fault: Fault| format!("{name}:{}: {}", fault.line, fault.what);
     let mut wrong = Vec::new();
     for name in GUIDES {
-        wrong.extend(at(name, guide::faults(&guide::blocks(&read(name)?))));
+        let faults = guides::read(&read(name)?).faults;
+        wrong.extend(faults.into_iter().map(|fault| at(name, fault)));
     }
     for (one, other) in TRANSLATED {
-        let (first, second) = (read(one)?, read(other)?);
-        let found = guide::differences(&guide::blocks(&first), &guide::blocks(&second));
-        wrong.extend(at(other, found));
+        let (first, second) = (guides::read(&read(one)?), guides::read(&read(other)?));
+        let difference = guides::difference(&first.blocks, &second.blocks);
+        wrong.extend(difference.map(|fault| at(other, fault)));
     }
     Ok(wrong)
 }

@@ -22,10 +22,11 @@ pub fn repository() -> PathBuf {
 /// The commands of a block of a document, which stand under the mark `<!-- guide: NAME -->`.
 pub fn documented(document: &str, name: &str) -> String {
     let text = std::fs::read_to_string(repository().join("docs").join(document)).unwrap();
-    let (_, rest) = text
-        .split_once(&format!("<!-- guide: {name} -->\n```shell\n"))
-        .unwrap_or_else(|| panic!("docs/{document} has no block {name}"));
-    rest.split_once("```\n").unwrap().0.to_owned()
+    let blocks = guides::parse(&text).unwrap_or_else(|fault| panic!("docs/{document}: {fault}"));
+    let block = blocks.into_iter().find(|block| block.name == name);
+    block
+        .unwrap_or_else(|| panic!("docs/{document} has no block {name}"))
+        .text
 }
 
 /// What was said to a command, and whether it worked.
