@@ -8,9 +8,7 @@ use crate::places::Places;
 use crate::progress::{attached, step};
 use crate::toolchain::{Bpf, cargo};
 
-/// The packages of the programs that machines run.
-const PROGRAMS: &[&str] = &["fabedge-operator", "fabedge-agent", "fabedge-tests"];
-/// Their binaries.
+/// The programs that machines run.
 const BINARIES: &[&str] = &["fabedge-operator", "fabedge-agent", "fabedge-lab"];
 /// What the programs read of the repository in a machine.
 const DATA: &[&str] = &["README.md", "examples", "images", "charts"];
@@ -21,10 +19,13 @@ pub fn all(places: &Places) -> Result<()> {
     step("building operator, agent and lab", || {
         let mut build = cargo();
         build
-            .args(["build", "--quiet", "--release"])
+            .args(["build", "--quiet", "--release", "--workspace"])
+            // There are none. But with what is for tests among what is asked for, dependencies get the features that they
+            // have in tests, and are not built again for these.
+            .arg("--examples")
             .current_dir(&places.repo);
-        for package in PROGRAMS {
-            build.args(["--package", package]);
+        for binary in BINARIES {
+            build.args(["--bin", binary]);
         }
         attached(&mut build)
     })

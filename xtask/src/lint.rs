@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 
 use crate::places::Places;
 use crate::progress::{attached, step};
+use crate::test::special;
 use crate::toolchain::{Bpf, cargo};
 use crate::{build, generate, rules, setup};
 
@@ -32,21 +33,18 @@ pub fn lint(places: &Places) -> Result<()> {
     // The agent embeds it.
     build::ebpf(places)?;
     step("clippy", || {
-        let mut clippy = cargo();
-        // In the release profile: what it checks of the dependencies serves nothing else, but their build scripts do.
-        clippy.args([
-            "clippy",
-            "--quiet",
-            "--release",
-            "--workspace",
-            "--all-targets",
-            "--all-features",
-        ]);
-        attached(
-            clippy
-                .args(["--keep-going", "--", "-Dwarnings"])
-                .current_dir(&places.repo),
-        )
+        for targets in [vec!["--all-targets".to_owned()], special::all(places)?] {
+            let mut clippy = cargo();
+            // In the release profile: what it checks of the dependencies serves nothing else, but their build scripts do.
+            clippy.args(["clippy", "--quiet", "--release", "--workspace", "--all-features"]);
+            attached(
+                clippy
+                    .args(targets)
+                    .args(["--keep-going", "--", "-Dwarnings"])
+                    .current_dir(&places.repo),
+            )?;
+        }
+        Ok(())
     })?;
     step("clippy on the eBPF programs", || {
         let mut clippy = Bpf::find(places)?.cargo("clippy");

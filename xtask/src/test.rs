@@ -1,23 +1,23 @@
 //! `cargo xtask test`: the suites, each where it belongs, with their minutes and one true sum at the end.
 
-use std::ffi::OsStr;
+pub mod special;
+
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use serde::Deserialize;
 
 use crate::interrupt::Interrupt;
 use crate::lab::{Tunnel, environment, save, words};
 use crate::machine::{Kernel, Machine, Options};
 use crate::places::Places;
-use crate::progress::output;
 use crate::tally::{Counts, Tally};
 use crate::toolchain::cargo;
 use crate::{build, docs, image, k8s, kept, rules, setup};
+use special::Needs;
 
 /// The suites.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -114,7 +114,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
         let began = Instant::now();
         let run = match suite {
             Suite::Unit => unit(places),
-            Suite::Bpf => special_tests(places, MACHINE_TESTS).and_then(|programs| {
+            Suite::Bpf => special::build(places, Needs::Machine).and_then(|programs| {
                 let programs: Vec<_> = programs.into_iter().map(|file| (file, &[][..])).collect();
                 in_machine(places, Kernel::Host, &programs, None, "bpf", interrupt)
             }),
@@ -171,13 +171,15 @@ fn unit(places: &Places) -> Result<Counts> {
 
 fn chart(places: &Places) -> Result<Counts> {
     let python = setup::helm::ensure(places)?;
-    let mut test = cargo();
-    // Of the whole workspace, as in `unit`: of one package, dependencies have other features and are built anew.
-    test.args(["test", "--release", "--workspace", "--test", "chart"])
-        .args(["--features", "fabedge-tests/chart-tests"])
-        .env("FABEDGE_HELM_PYTHON", python)
-        .current_dir(&places.repo);
-    counted(&mut test)
+    let mut counts = Counts::default();
+    for program in special::build(places, Needs::Helm)? {
+        let mut test = Command::new(program);
+        // Where cargo runs tests, too.
+        test.env("FABEDGE_HELM_PYTHON", &python)
+            .current_dir(places.repo.join("tests"));
+        counts += counted(&mut test)?;
+    }
+    Ok(counts)
 }
 
 /// Runs a test command with its output on ours; a failure that no closing line tells counts as one.
@@ -243,7 +245,7 @@ const WORLDS: [World; 3] = [
 ];
 
 fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<Counts> {
-    let programs = special_tests(places, MACHINE_TESTS)?;
+    let programs = special::build(places, Needs::Machine)?;
     let mut sum = Counts::default();
     for world in &WORLDS {
         if !arguments.kernel.is_empty() && !arguments.kernel.contains(&world.kernel) {
@@ -256,7 +258,7 @@ fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<
                 let (_, tests) = world
                     .programs
                     .iter()
-                    .find(|(name, _)| *name == target_name(file))?;
+                    .find(|(name, _)| *name == special::target_name(file))?;
                 Some((file.clone(), *tests))
             })
             .collect();
@@ -287,7 +289,7 @@ fn in_machine(
     let mut files = build::host_files(places);
     let mut commands = Vec::new();
     for (program, tests) in programs {
-        let name = target_name(program);
+        let name = special::target_name(program);
         let mut command = words(&[&format!("/host/tests/{name}"), "--test-threads=1"]);
         command.extend(words(tests));
         commands.push(command);
@@ -317,12 +319,6 @@ fn in_machine(
     outcome.map(|()| sum)
 }
 
-/// The name of the target that a test program was built of: cargo appends a dash and a hash.
-fn target_name(program: &Path) -> &str {
-    let name = program.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    name.rsplit_once('-').map_or(name, |(name, _)| name)
-}
-
 fn checks(places: &Places) -> Result<Counts> {
     let mut counts = Counts::default();
     for (name, problems) in rules::check(&places.repo)?
@@ -343,117 +339,9 @@ fn checks(places: &Places) -> Result<Counts> {
     Ok(counts)
 }
 
-/// The feature that a test target requires when it needs root, namespaces and Debian's programs.
-const MACHINE_TESTS: &str = "machine-tests";
-
-/// The feature that a test target requires when it needs an API server.
-pub const CLUSTER_TESTS: &str = "cluster-tests";
-
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    targets: Vec<Target>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    #[serde(default, rename = "required-features")]
-    required_features: Vec<String>,
-}
-
-/// Builds the test programs that require a feature and returns their files.
-pub fn special_tests(places: &Places, feature: &str) -> Result<Vec<PathBuf>> {
-    let metadata = output(
-        cargo()
-            .args(["metadata", "--format-version=1", "--no-deps"])
-            .current_dir(&places.repo),
-    )?;
-    let metadata: Metadata = serde_json::from_str(&metadata).context("reading `cargo metadata`")?;
-    let mut programs = Vec::new();
-    for package in &metadata.packages {
-        let mut build = cargo();
-        build.args([
-            "test",
-            "--release",
-            "--no-run",
-            "--message-format=json-render-diagnostics",
-            // Of one package, dependencies have other features than in the suite `unit`, and are built anew.
-            "--workspace",
-            "--features",
-        ]);
-        build
-            .arg(format!("{}/{feature}", package.name))
-            .current_dir(&places.repo);
-        let mut names = Vec::new();
-        for target in &package.targets {
-            if target
-                .required_features
-                .iter()
-                .any(|required| required == feature)
-            {
-                build.args(["--test", &target.name]);
-                names.push(&target.name);
-            }
-        }
-        if names.is_empty() {
-            continue;
-        }
-        let messages = output(&mut build)?;
-        let built: Vec<PathBuf> = messages.lines().filter_map(test_program).collect();
-        if built.len() != names.len() {
-            bail!(
-                "cargo built {} test programs of {} instead of {names:?}",
-                built.len(),
-                package.name
-            );
-        }
-        programs.extend(built);
-    }
-    Ok(programs)
-}
-
-/// The test program that one of cargo's messages reports.
-fn test_program(message: &str) -> Option<PathBuf> {
-    #[derive(Deserialize)]
-    struct Message {
-        executable: Option<PathBuf>,
-        profile: Option<Profile>,
-    }
-    #[derive(Deserialize)]
-    struct Profile {
-        test: bool,
-    }
-    let message: Message = serde_json::from_str(message).ok()?;
-    message
-        .executable
-        .filter(|_| message.profile.is_some_and(|profile| profile.test))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_test_programs_are_taken_from_cargos_messages() {
-        let test = r#"{"reason":"compiler-artifact","executable":"/t/release/deps/charon-1","profile":{"test":true}}"#;
-        assert_eq!(
-            test_program(test),
-            Some(PathBuf::from("/t/release/deps/charon-1"))
-        );
-        let program =
-            r#"{"reason":"compiler-artifact","executable":"/t/release/agent","profile":{"test":false}}"#;
-        assert_eq!(test_program(program), None);
-        assert_eq!(
-            test_program(r#"{"reason":"build-finished","success":true}"#),
-            None
-        );
-    }
 
     #[test]
     fn a_crash_without_a_failed_test_is_a_failure() {

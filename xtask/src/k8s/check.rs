@@ -21,7 +21,8 @@ use crate::places::Places;
 use crate::progress::output;
 use crate::setup::{self, kubernetes};
 use crate::tally::Counts;
-use crate::test;
+use crate::test::counted;
+use crate::test::special::{self, Needs};
 
 /// A namespace, a node as its kubelet would report it, and a document in the namespace.
 const OBJECTS: &str = include_str!("check/objects.yaml");
@@ -95,7 +96,7 @@ const IN_TIME_PATIENCE: Duration = Duration::from_secs(60);
 pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
     setup::ensure_kubernetes(places)?;
     let calico = setup::calico::ensure(places)?;
-    let programs = test::special_tests(places, test::CLUSTER_TESTS)?;
+    let programs = special::build(places, Needs::Cluster)?;
     checking(places, interrupt, |check| check.all(&programs, &calico))
 }
 
@@ -175,7 +176,7 @@ impl Check<'_> {
                     "FABEDGE_OPERATOR",
                     self.places.target.join("release/fabedge-operator"),
                 );
-            self.counts += test::counted(&mut tests)?;
+            self.counts += counted(&mut tests)?;
         }
         // The last one started, on which nothing else depends.
         if let Some(last) = state.programs.last() {
