@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::engine::{Helm, chart, host, settings, with};
+use crate::engine::{Helm, chart, host, settings, with, without};
 use crate::refusals::REFUSED;
 use crate::shapes::twins;
-use crate::table::{CLOUD, CONNECTOR, OPERATOR, SETTINGS, effects};
+use crate::table::{CLOUD, CONNECTOR, Effect, OPERATOR, SETTINGS, effects};
 
 const TERMS: &str = "/spec/template/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
 
@@ -15,23 +15,32 @@ const TERMS: &str = "/spec/template/spec/affinity/nodeAffinity/requiredDuringSch
 fn every_value_shows_where_it_belongs() {
     let mut helm = Helm::start();
     for effect in effects() {
-        let mut objects = helm.objects(&with(&effect.values, effect.path, effect.value.clone()));
-        if effect.object == SETTINGS {
-            let found = settings(&objects);
-            objects.insert(SETTINGS.to_owned(), found);
-        }
-        let found = objects
-            .get(effect.object)
-            .and_then(|object| object.pointer(effect.pointer));
+        let place = format!("{} at {}{}", effect.path, effect.object, effect.pointer);
+        let given = with(&effect.values, effect.path, effect.value.clone());
         assert_eq!(
-            found,
-            Some(&effect.shows),
-            "{} at {}{}",
-            effect.path,
-            effect.object,
-            effect.pointer
+            found(&mut helm, &effect, &given),
+            Ok(Some(effect.shows.clone())),
+            "{place}"
+        );
+        // What stands there without it is something else, or the value is missed.
+        let bare = without(&effect.values, effect.path);
+        assert_ne!(
+            found(&mut helm, &effect, &bare),
+            Ok(Some(effect.shows.clone())),
+            "{place}"
         );
     }
+}
+
+/// What stands at the place of an effect.
+fn found(helm: &mut Helm, effect: &Effect, values: &Value) -> Result<Option<Value>, String> {
+    let mut objects = helm.render(values)?.objects;
+    if effect.object == SETTINGS {
+        let found = settings(&objects);
+        objects.insert(SETTINGS.to_owned(), found);
+    }
+    let object = objects.get(effect.object);
+    Ok(object.and_then(|object| object.pointer(effect.pointer)).cloned())
 }
 
 /// A value that nobody tried might be accepted in silence.

@@ -145,6 +145,17 @@ pub fn with(values: &Value, path: &str, value: Value) -> Value {
     all
 }
 
+/// Values without the one at a path with dots.
+pub fn without(values: &Value, path: &str) -> Value {
+    let mut values = values.clone();
+    let (parent, key) = path.rsplit_once('.').unwrap();
+    let parent = values.pointer_mut(&format!("/{}", parent.replace('.', "/")));
+    if let Some(parent) = parent.and_then(Value::as_object_mut) {
+        parent.remove(key);
+    }
+    values
+}
+
 /// The values of the install guide of 0.4.
 pub fn guide() -> Value {
     json!({
