@@ -51,7 +51,8 @@ pub struct Note {
 }
 
 impl Note {
-    fn new(object: Key, uid: &str, warning: bool, reason: &str, message: &str) -> Self {
+    /// Cuts the message to what fits.
+    pub(super) fn new(object: Key, uid: &str, warning: bool, reason: &str, message: &str) -> Self {
         let mut end = message.len().min(LONGEST);
         while !message.is_char_boundary(end) {
             end -= 1;

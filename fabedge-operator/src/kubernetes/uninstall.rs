@@ -11,15 +11,19 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodSpec, PodTemplate, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, PodSpec, PodTemplate, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+use super::events::{self, Note};
 use super::pods::{observed, template};
 use super::{MANAGER, authority, lease, objects};
 use crate::args;
+use crate::observe::manifest::{Key, Kind};
 use crate::reporter::chain;
 use cleanup_pod as cleanup;
 
@@ -74,6 +78,9 @@ fn api(action: &'static str, object: impl fmt::Display) -> impl FnOnce(kube::Err
     }
 }
 
+/// Why there is an Event about a node.
+const NOT_CLEANED: &str = "NotCleaned";
+
 /// How it went on one node.
 #[derive(Debug)]
 enum Outcome {
@@ -121,8 +128,10 @@ struct Uninstall {
 /// What is to be done on one node.
 struct Task {
     node: String,
-    /// Of its Node, if there is one and it is heard of.
+    /// Of its Node, if there is one.
     uid: Option<String>,
+    /// Whether it is heard of.
+    online: bool,
     /// Its agents' pods, and whether there is nobody else to take them down.
     pods: Vec<(String, bool)>,
     spec: Arc<PodSpec>,
@@ -145,7 +154,11 @@ impl Uninstall {
             let outcome = self.clean(&task).await;
             let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(chain(&error)));
             println!("{}: {outcome}", task.node);
-            matches!(outcome, Outcome::Cleaned)
+            let cleaned = matches!(outcome, Outcome::Cleaned);
+            if let (Some(uid), false) = (&task.uid, cleaned) {
+                self.tell(&task.node, uid, &outcome).await;
+            }
+            cleaned
         });
         let cleaned: Vec<bool> = stream::iter(jobs).buffer_unordered(NODES).collect().await;
         let left = cleaned.iter().filter(|cleaned| !**cleaned).count();
@@ -236,18 +249,21 @@ impl Uninstall {
                 }
             }
         }
-        let mut heard = BTreeMap::new();
+        let mut nodes = BTreeMap::new();
         pages(&Api::<Node>::all(self.client.clone()), "Nodes", "", |node| {
-            if observed::online(node) {
-                heard.insert(node.name_any(), node.uid().unwrap_or_default());
-            }
+            let known = (node.uid().unwrap_or_default(), observed::online(node));
+            nodes.insert(node.name_any(), known);
         })
         .await?;
-        let task = |(node, (pods, spec)): (String, Agents)| Task {
-            uid: heard.remove(&node),
-            node,
-            pods,
-            spec,
+        let task = |(node, (pods, spec)): (String, Agents)| {
+            let (uid, online) = nodes.remove(&node).unzip();
+            Task {
+                uid,
+                online: online.unwrap_or(false),
+                node,
+                pods,
+                spec,
+            }
         };
         Ok(ran.nodes.into_iter().map(task).collect())
     }
@@ -256,7 +272,7 @@ impl Uninstall {
     async fn clean(&self, task: &Task) -> Result<Outcome, Error> {
         let pods: Api<Pod> = self.namespaced();
         let now = DeleteParams::default().grace_period(0);
-        let Some(uid) = &task.uid else {
+        let (Some(uid), true) = (&task.uid, task.online) else {
             for (name, _) in &task.pods {
                 delete(&pods, "Pod", name, &now).await?;
             }
@@ -286,6 +302,24 @@ impl Uninstall {
         let outcome = self.wait(&pods, &name, ended).await?;
         delete(&pods, "Pod", &name, &now).await?;
         Ok(outcome.unwrap_or(Outcome::Silent("it did not clean up")))
+    }
+
+    /// Says of a node that it is not clean, where that can be read when the Job is gone with its log.
+    async fn tell(&self, node: &str, uid: &str, outcome: &Outcome) {
+        let object = Key {
+            kind: Kind::Node,
+            name: node.to_owned(),
+        };
+        let message = format!("FabEdge was uninstalled; {outcome}");
+        let event =
+            Note::new(object, uid, true, NOT_CLEANED, &message).event(MANAGER, Time(Timestamp::now()));
+        let events: Api<Event> = Api::namespaced(self.client.clone(), events::NAMESPACE);
+        match events.create(&PostParams::default(), &event).await {
+            // An earlier attempt said it.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => println!("writing an Event about Node {node}: {}", chain(&error)),
+            Ok(_) => {}
+        }
     }
 
     /// Looks at a pod until something can be told of it; none when time is over.

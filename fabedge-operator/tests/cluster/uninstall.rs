@@ -2,6 +2,7 @@ use std::process::Command;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Event;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -138,6 +139,23 @@ fn an_uninstallation_leaves_nothing_but_custom_resources() {
         let leases = leases.list(&all).await.unwrap().items.into_iter();
         none("Leases", names(leases.map(|o| o.metadata).collect())).await;
         world.communities().get("ends-shops").await.unwrap();
+        // What is left to do can be read when the log is gone.
+        let events: Api<Event> = Api::namespaced(world.client.clone(), "default");
+        let of_nodes = ListParams::default().fields("reason=NotCleaned");
+        let told: Vec<_> = events
+            .list(&of_nodes)
+            .await
+            .unwrap()
+            .items
+            .into_iter()
+            .map(|event| (event.involved_object.name, event.message))
+            .filter(|(name, _)| name.as_deref().is_some_and(|name| name.starts_with("ends-")))
+            .collect();
+        let [(Some(name), Some(message))] = told.as_slice() else {
+            panic!("{told:?}");
+        };
+        assert_eq!(*name, world.edge(3));
+        assert!(message.contains("run `fabedge-agent cleanup` there"), "{message}");
     });
     let again = uninstall(&world);
     assert!(again.contains("nodes to clean: 0"), "{again}");

@@ -174,6 +174,7 @@ const MAY: &[Question] = &[
     (UNINSTALLER, "list delete", "secrets", "*", "fabedge"),
     (UNINSTALLER, "list delete", "configmaps", "*", "fabedge"),
     (UNINSTALLER, "get list create delete", "pods", "*", "fabedge"),
+    (UNINSTALLER, "create", "events", "*", "default"),
     (
         UNINSTALLER,
         "delete",
@@ -195,6 +196,7 @@ const MAY_NOT: &[Question] = &[
     (UNINSTALLER, "create update patch", "configmaps", "*", "fabedge"),
     (UNINSTALLER, "create delete", "pods", "*", "kube-system"),
     (UNINSTALLER, "create", "pods/exec", "*", "fabedge"),
+    (UNINSTALLER, "get list delete", "events", "*", "default"),
     (
         UNINSTALLER,
         "create update patch",
