@@ -97,7 +97,7 @@ pub struct RunArgs {
     #[arg(long, env = "MASQ_OUTGOING", default_value_t = true, action = clap::ArgAction::Set)]
     pub masq_outgoing: bool,
     /// Where `/metrics`, `/healthz` and `/readyz` are served.
-    #[arg(long, default_value = "127.0.0.1:30306")]
+    #[arg(long, default_value = "127.0.0.1:20306")]
     pub metrics_listen: SocketAddr,
     /// Seconds between two passes when nothing happens; drift is repaired at the latest then.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]

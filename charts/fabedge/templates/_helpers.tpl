@@ -97,7 +97,7 @@ Everything that an agent's pod has whatever its role: takes the root, the role a
 {{- $root := index . 0 -}}
 {{- $role := index . 1 -}}
 {{- $args := $root.Values.agent.args -}}
-{{- $metrics := default "127.0.0.1:30306" $args.METRICS_LISTEN -}}
+{{- $metrics := default "127.0.0.1:20306" $args.METRICS_LISTEN -}}
 {{- $port := regexFind "[0-9]+$" $metrics -}}
 {{- $host := trimSuffix (printf ":%s" $port) $metrics | trimPrefix "[" | trimSuffix "]" -}}
 {{- $host = get (dict "0.0.0.0" "127.0.0.1" "::" "::1") $host | default $host -}}

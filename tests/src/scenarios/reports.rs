@@ -119,11 +119,11 @@ fn associations(lab: &mut Lab) -> Result<Outcome> {
 
 fn metrics(lab: &mut Lab) -> Result<Outcome> {
     let place = &lab.world.site("edge1")?.place;
-    let answer = observe::fetch(place, "http://127.0.0.1:30306/metrics")?;
+    let answer = observe::fetch(place, "http://127.0.0.1:20306/metrics")?;
     if !answer.ok() {
         return Ok(Outcome::Failed(answer.text()));
     }
-    let health = observe::fetch(place, "http://127.0.0.1:30306/healthz")?;
+    let health = observe::fetch(place, "http://127.0.0.1:20306/healthz")?;
     let mut check = std::process::Command::new("promtool");
     check.args(["check", "metrics"]);
     let said = command::run(&mut check, &answer.stdout, Duration::from_secs(30))?;
