@@ -25,6 +25,9 @@ use crate::world::{self, World};
 /// How long a program may take to come up, under emulation.
 const START: Duration = Duration::from_secs(60);
 
+/// The capabilities with which the chart runs agents that are not privileged, and with which all agents run here.
+pub const AGENT_CAPABILITIES: [&str; 4] = ["DAC_OVERRIDE", "NET_ADMIN", "NET_RAW", "SYS_ADMIN"];
+
 /// Who performs ESP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Tunnel {
@@ -187,7 +190,11 @@ impl Lab {
         let program = program.to_string_lossy();
         let pki = |name: &str| format!("{CONFIG_DIR}/{name}");
         let (ca, cert, key) = (pki("ca.crt"), pki("tls.crt"), pki("tls.key"));
-        let mut words = vec![&*program, role.subcommand()];
+        let bounds = format!(
+            "--bounding-set=-all,+{}",
+            AGENT_CAPABILITIES.join(",+").to_lowercase()
+        );
+        let mut words = vec!["setpriv", "--no-new-privs", &bounds, &*program, role.subcommand()];
         words.extend(match self.settings.fast_path {
             Switch::On => ["--fast-path", "on"],
             Switch::Off => ["--fast-path", "off"],

@@ -126,16 +126,40 @@ fn one(places: &Places, store: &Store, image: Image, version: &str, out: &Path, 
     let stamp = recipe(&context, program, version, store)?;
     if !file.exists() || std::fs::read_to_string(&stamp_file).ok().as_ref() != Some(&stamp) {
         step(&format!("building the image {}", image.name()), || {
-            store.build(&context, &programs, version, &reference, log)?;
-            let layout = store.layout(&reference, version, log)?;
-            archive::write(&layout, &reference, &file, log)?;
-            std::fs::remove_dir_all(&layout).with_context(|| format!("removing {}", layout.display()))?;
+            store.build(&context, &programs, version, &reference, false, log)?;
+            archived(store, version, &reference, &file, log)?;
             std::fs::write(&stamp_file, &stamp).with_context(|| format!("writing {}", stamp_file.display()))
         })
         .with_context(|| format!("the image {} could not be built", image.name()))?;
     }
     let summary = archive::read(&file)?;
     Ok(Built { image, file, summary })
+}
+
+/// Builds an image of other programs, and of nothing that a build before has left, into the archive `file`. The image
+/// of its own name stays.
+fn again(places: &Places, image: Image, programs: &Path, file: &Path) -> Result<Built> {
+    let version = version(places)?;
+    let store = Store::ensure(places)?;
+    let _lock = places.lock()?;
+    let log = Log::at(places.log("image"))?;
+    let context = places.repo.join("images").join(image.name());
+    let reference = format!("localhost/again/{}:{version}", image.name());
+    store.build(&context, programs, &version, &reference, true, &log)?;
+    archived(&store, &version, &reference, file, &log)?;
+    store.remove(&reference, &log)?;
+    Ok(Built {
+        image,
+        file: file.to_owned(),
+        summary: archive::read(file)?,
+    })
+}
+
+/// Brings an image from the store into an archive.
+fn archived(store: &Store, version: &str, reference: &str, file: &Path, log: &Log) -> Result<()> {
+    let layout = store.layout(reference, version, log)?;
+    archive::write(&layout, reference, file, log)?;
+    std::fs::remove_dir_all(&layout).with_context(|| format!("removing {}", layout.display()))
 }
 
 /// Stands for everything that goes into an image.

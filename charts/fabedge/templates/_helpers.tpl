@@ -132,8 +132,20 @@ env:
       fieldPath: metadata.namespace
 {{- end }}
 securityContext:
-  # A container that is not privileged has /proc/sys read-only, and no mount of its own reaches the host's /sys/fs/bpf.
+  {{- if $root.Values.agent.privileged }}
   privileged: true
+  {{- else }}
+  allowPrivilegeEscalation: false
+  # SYS_ADMIN is who may see which eBPF programs hang on a device, and make a container's /proc/sys writable; kernels
+  # before 5.8 and older container runtimes know no BPF and no PERFMON. NET_RAW is for iptables-legacy, DAC_OVERRIDE for
+  # folders of CNI configurations that are not root's.
+  capabilities:
+    drop: [ALL]
+    add: [DAC_OVERRIDE, NET_ADMIN, NET_RAW, SYS_ADMIN]
+  # As a privileged container has it. Without SELinux nobody looks at it.
+  seLinuxOptions:
+    type: spc_t
+  {{- end }}
 readinessProbe:
   httpGet:
     host: {{ $host | quote }}
@@ -151,6 +163,17 @@ livenessProbe:
   failureThreshold: 6
 {{- end -}}
 
+{{/*
+Annotations of an agent's pod. Takes the root and the container's name. AppArmor's usual profile for containers keeps
+everybody from /proc/sys and /sys/fs/bpf.
+*/}}
+{{- define "fabedge.agentAnnotations" -}}
+{{- if not (index . 0).Values.agent.privileged -}}
+annotations:
+  container.apparmor.security.beta.kubernetes.io/{{ index . 1 }}: unconfined
+{{- end -}}
+{{- end -}}
+
 {{/* Mounts that every agent has: of its state, of what the kernel and other programs of the node share. */}}
 {{- define "fabedge.agentMounts" -}}
 - name: state
@@ -161,7 +184,9 @@ livenessProbe:
   mountPath: /run/xtables.lock
 - name: bpffs
   mountPath: /sys/fs/bpf
+  {{- if .Values.agent.privileged }}
   mountPropagation: Bidirectional
+  {{- end }}
 - name: cni-results
   mountPath: /var/lib/cni
   readOnly: true

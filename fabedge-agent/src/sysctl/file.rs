@@ -4,6 +4,8 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+use rustix::mount::{MountFlags, mount_remount};
+
 use super::Error;
 use super::plan::{Observed, Plan, Write, parameters};
 use crate::desired::sysctl::Sysctl;
@@ -39,13 +41,25 @@ pub(super) fn write(plan: &Plan) -> Vec<Outcome> {
     plan.writes
         .iter()
         .map(|Write { parameter, value }| {
-            let result =
-                std::fs::write(Path::new(ROOT).join(parameter), value.to_string()).map_err(|source| Error {
-                    action: "writing",
-                    parameter: parameter.clone(),
-                    source,
-                });
+            let result = set(&Path::new(ROOT).join(parameter), *value).map_err(|source| Error {
+                action: "writing",
+                parameter: parameter.clone(),
+                source,
+            });
             Outcome::new("set", format!("{parameter} = {value}"), result)
         })
         .collect()
+}
+
+/// Runtimes mount these files read-only into containers that are not privileged; who may mount may take that back.
+fn set(file: &Path, value: i64) -> std::io::Result<()> {
+    let write = || std::fs::write(file, value.to_string());
+    let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    match write() {
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
+            mount_remount(ROOT, flags, "").map_err(|_| error)?;
+            write()
+        }
+        result => result,
+    }
 }

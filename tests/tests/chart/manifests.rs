@@ -21,6 +21,7 @@ fn worlds() -> Vec<Value> {
     let busy = with(&calico(), "agent.args", all);
     let busy = with(&busy, "strongswan.tunnel", json!("libipsec"));
     let busy = with(&busy, "cloudAgent.tolerations", json!([{"operator": "Exists"}]));
+    let busy = with(&busy, "agent.privileged", json!(false));
     vec![
         guide(),
         host(),
@@ -262,8 +263,14 @@ fn pods_have_the_names_and_containers_that_people_know() {
 #[test]
 fn only_who_must_be_is_privileged_and_edges_have_no_token() {
     let mut helm = Helm::start();
-    let objects = helm.objects(&host());
-    let pods = pods(&objects);
+    for agents_are_privileged in [true, false] {
+        let values = with(&host(), "agent.privileged", json!(agents_are_privileged));
+        privileges(&helm.objects(&values), agents_are_privileged);
+    }
+}
+
+fn privileges(objects: &BTreeMap<String, Value>, agents_are_privileged: bool) {
+    let pods = pods(objects);
     let edge = pods["PodTemplate/fabedge-agent"];
     assert_eq!(edge["automountServiceAccountToken"], false);
     assert_eq!(edge["hostNetwork"], true);
@@ -277,7 +284,24 @@ fn only_who_must_be_is_privileged_and_edges_have_no_token() {
                 let privileged = security["privileged"] == true;
                 // Kernel parameters and the BPF file system; nobody else needs more than capabilities.
                 let runs_agent = container["command"] == json!(["fabedge-agent"]);
-                assert_eq!(privileged, runs_agent, "{object} {name}");
+                assert_eq!(privileged, runs_agent && agents_are_privileged, "{object} {name}");
+                if runs_agent {
+                    let metadata = match object.split_once('/') {
+                        Some(("PodTemplate", _)) => "/template/metadata/annotations",
+                        _ => "/spec/template/metadata/annotations",
+                    };
+                    let profile = format!("container.apparmor.security.beta.kubernetes.io/{name}");
+                    let annotations = objects[*object].pointer(metadata);
+                    let unconfined = annotations.is_some_and(|all| all[profile] == "unconfined");
+                    assert_eq!(unconfined, !agents_are_privileged, "{object}");
+                    // Refused by the API where a container is not privileged.
+                    let mounts = container["volumeMounts"].to_string();
+                    assert_eq!(
+                        mounts.contains("Bidirectional"),
+                        agents_are_privileged,
+                        "{object}"
+                    );
+                }
                 if !privileged {
                     assert_eq!(security["allowPrivilegeEscalation"], false, "{object} {name}");
                     assert_eq!(

@@ -343,6 +343,14 @@ fn of_workloads() -> Vec<Effect> {
         ),
         shown(
             host(),
+            "agent.privileged",
+            json!(false),
+            EDGE,
+            "/template/spec/containers/0/securityContext/capabilities/add",
+            json!(lab::lab::AGENT_CAPABILITIES),
+        ),
+        shown(
+            host(),
             "operator.masqOutgoing",
             json!(false),
             EDGE,

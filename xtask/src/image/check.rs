@@ -1,5 +1,6 @@
 //! The suite `image`: each archive is looked into, unpacked, and run by runc as the chart runs it.
 
+mod agent;
 mod chart;
 mod container;
 
@@ -77,7 +78,7 @@ pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
         );
         bundles.push(bundle);
     }
-    let [operator, agent, strongswan] = bundles.as_slice() else {
+    let [operator, of_agent, strongswan] = bundles.as_slice() else {
         bail!("not every image was built");
     };
     for (name, outcome) in [
@@ -85,11 +86,26 @@ pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
             "operator: runs as nobody, on a root that it cannot write to",
             run_operator(operator),
         ),
-        ("agent: is the one that was built", run_agent(agent)),
-        ("agent: its tools work", tools(agent)),
+        (
+            "operator: is the one that was built",
+            same_program(operator, places, "fabedge-operator"),
+        ),
+        (
+            "operator: the same files give the same image, whatever their times",
+            reproduced(places, &archives, &folder),
+        ),
+        (
+            "agent: is the one that was built",
+            same_program(of_agent, places, "fabedge-agent").and_then(|()| run_agent(of_agent)),
+        ),
+        ("agent: its tools work", tools(of_agent)),
         (
             "agent: puts CNI plugins onto an edge",
-            prepare(agent, &chart, &folder),
+            prepare(of_agent, &chart, &folder),
+        ),
+        (
+            "agent: does its part with the capabilities of the chart",
+            agent::applies(of_agent, places, &chart, &folder),
         ),
         (
             "strongswan: charon is process 1, with the capabilities of the chart",
@@ -287,6 +303,38 @@ fn run_operator(bundle: &Bundle) -> Result<()> {
     ensure!(
         user == "65532\n65532\nCapBnd:\t0000000000000000\n",
         "its user is:\n{user}"
+    );
+    Ok(())
+}
+
+/// A layer that was built of an earlier program would be of no use to anybody.
+fn same_program(bundle: &Bundle, places: &Places, name: &str) -> Result<()> {
+    let built = places.target.join("release").join(name);
+    let shipped = bundle.root().join("usr/bin").join(name);
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    ensure!(
+        read(&built)? == read(&shipped)?,
+        "{} is not {}",
+        shipped.display(),
+        built.display()
+    );
+    Ok(())
+}
+
+/// Builds the operator's image again, of a copy of its program that is younger.
+fn reproduced(places: &Places, archives: &[Built], folder: &Path) -> Result<()> {
+    let programs = folder.join("programs");
+    std::fs::create_dir(&programs)?;
+    let name = "fabedge-operator";
+    std::fs::copy(places.target.join("release").join(name), programs.join(name))?;
+    let first = archives.iter().find(|built| built.image == Image::Operator);
+    let first = first.context("the operator's image was not built")?;
+    let again = super::again(places, Image::Operator, &programs, &folder.join("again.tar"))?;
+    ensure!(
+        again.summary.layers == first.summary.layers,
+        "its layers are {:?} instead of {:?}",
+        again.summary.layers,
+        first.summary.layers
     );
     Ok(())
 }

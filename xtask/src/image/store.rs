@@ -66,13 +66,14 @@ impl Store {
         &self.stamp
     }
 
-    /// Builds the Dockerfile of `context` and names the image.
+    /// Builds the Dockerfile of `context` and names the image; `anew` without the layers that are there.
     pub fn build(
         &self,
         context: &Path,
         programs: &Path,
         version: &str,
         reference: &str,
+        anew: bool,
         log: &Log,
     ) -> Result<()> {
         // Mounted, so that the image does not say which mirrors this machine has. The folders exist in the base.
@@ -98,11 +99,19 @@ impl Store {
             .arg("--build-context")
             .arg(format!("programs={}", programs.display()))
             .arg("--volume")
-            .arg(format!("{}:/etc/apt/sources.list.d:ro", list.display()))
-            .arg(context);
+            .arg(format!("{}:/etc/apt/sources.list.d:ro", list.display()));
+        if anew {
+            build.arg("--no-cache");
+        }
+        build.arg(context);
         log.run(&mut build)?;
         // What this build has replaced.
         log.run(self.buildah("rmi").arg("--prune"))
+    }
+
+    /// Removes an image.
+    pub fn remove(&self, reference: &str, log: &Log) -> Result<()> {
+        log.run(self.buildah("rmi").arg(reference))
     }
 
     /// Writes an image into a folder of the OCI's image layout.

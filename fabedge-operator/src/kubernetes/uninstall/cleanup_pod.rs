@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SecurityContext};
 
 use crate::kubernetes::objects;
 
@@ -42,6 +42,11 @@ pub fn spec(spec: &PodSpec) -> Option<PodSpec> {
     let mut args = vec!["cleanup".to_owned()];
     args.extend(common(container.args.as_deref().unwrap_or_default()));
     container.args = Some(args);
+    // However the agent ran: a pod of its own has neither its annotations nor the time for its misfortunes.
+    container.security_context = Some(SecurityContext {
+        privileged: Some(true),
+        ..SecurityContext::default()
+    });
     container.readiness_probe = None;
     container.liveness_probe = None;
     container.startup_probe = None;

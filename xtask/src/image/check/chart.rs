@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 /// The templates that say how containers run.
 pub struct Chart {
+    agent: String,
     strongswan: String,
     prepare: String,
 }
@@ -22,6 +23,7 @@ impl Chart {
                 .with_context(|| format!("{} has nothing between `{start}` and `{end}`", path.display()))
         };
         Ok(Chart {
+            agent: section("_helpers.tpl", "define \"fabedge.agent\"", "{{- end -}}\n\n")?,
             strongswan: section("_helpers.tpl", "define \"fabedge.strongswan\"", "{{- end -}}\n\n")?,
             prepare: section(
                 "agent-template.yaml",
@@ -29,6 +31,11 @@ impl Chart {
                 "    containers:\n",
             )?,
         })
+    }
+
+    /// The capabilities of an agent that is not privileged, all others being dropped.
+    pub fn agent_capabilities(&self) -> Result<Vec<String>> {
+        capabilities(&self.agent).context("the agents' containers drop or add no capabilities")
     }
 
     /// The capabilities of charon that leaves ESP to the kernel, all others being dropped.
@@ -85,6 +92,12 @@ mod tests {
         assert_eq!(
             chart.strongswan_capabilities().unwrap(),
             ["CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"]
+        );
+        assert!(
+            chart
+                .agent_capabilities()
+                .unwrap()
+                .contains(&"CAP_NET_ADMIN".to_owned())
         );
         assert_eq!(
             chart.libipsec().unwrap(),
