@@ -31,18 +31,34 @@ enum Suite {
     Lab,
     /// The rules of the repository and the commands and links in its documents
     Docs,
-    /// A real Kubernetes control plane, from `k8s up` to `k8s down`; only when it is asked for by name, for the first
-    /// run builds Kubernetes
+    /// A real Kubernetes control plane, from `k8s up` to `k8s down`; the first run builds Kubernetes
     K8s,
-    /// The container images, run as the chart runs them; not run by default, since it installs what builds and runs them
+    /// The container images, run as the chart runs them
     Image,
-    /// The install guide, command by command, on nodes with real kubelets; only when it is asked for by name
+    /// The install guide, command by command, on nodes with real kubelets
     Guide,
-    /// The Helm chart, rendered by Helm's engine; not run by default, since it fetches a Python package
+    /// The Helm chart, rendered by Helm's engine
     Chart,
 }
 
 impl Suite {
+    /// All, in the order in which they run: the quickest to fail comes first.
+    const ALL: [Suite; 8] = [
+        Suite::Docs,
+        Suite::Chart,
+        Suite::Unit,
+        Suite::Bpf,
+        Suite::Image,
+        Suite::Lab,
+        Suite::K8s,
+        Suite::Guide,
+    ];
+
+    /// Whether it runs when no suite is asked for.
+    fn by_default(self) -> bool {
+        !matches!(self, Suite::K8s | Suite::Guide)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Suite::Unit => "unit",
@@ -68,7 +84,7 @@ impl Suite {
 /// The arguments of `test`.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Only this suite; may be given several times
+    /// Only this suite; may be given several times. All but `k8s` and `guide` when none is given
     #[arg(long, value_enum)]
     only: Vec<Suite>,
     /// Only this kernel of the suite `lab`; may be given several times
@@ -84,24 +100,13 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
     let started = Instant::now();
     let mut sum = Counts::default();
     let mut lines = Vec::new();
-    // The quickest to fail comes first.
-    let by_default = [Suite::Docs, Suite::Unit, Suite::Bpf, Suite::Lab];
-    let suites: Vec<Suite> = [
-        Suite::Docs,
-        Suite::Chart,
-        Suite::Unit,
-        Suite::Bpf,
-        Suite::Image,
-        Suite::Lab,
-        Suite::K8s,
-        Suite::Guide,
-    ]
-    .into_iter()
-    .filter(|suite| match arguments.only.as_slice() {
-        [] => by_default.contains(suite),
-        only => only.contains(suite),
-    })
-    .collect();
+    let suites: Vec<Suite> = Suite::ALL
+        .into_iter()
+        .filter(|suite| match arguments.only.as_slice() {
+            [] => suite.by_default(),
+            only => only.contains(suite),
+        })
+        .collect();
 
     if suites.iter().any(Suite::needs_programs) {
         let began = Instant::now();
