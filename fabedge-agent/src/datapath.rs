@@ -26,7 +26,7 @@ use crate::marks;
 use crate::subsystem::{Error, Outcome, Phase, Subsystem};
 use bpffs::Pinboard;
 use maps::{Found, Maps};
-use plan::{Actual, Load, Plan};
+use plan::{Actual, Load, Pins, Plan};
 use programs::{Mode, Programs};
 
 /// The programs and maps, as built by `cargo xtask build`.
@@ -151,6 +151,7 @@ impl Datapath {
         }
         self.foreign = hooks.foreign;
         Ok(Actual {
+            bare: pins == Pins::Absent && self.board.is_bare(),
             pins,
             loaded: self.programs.is_some(),
             learned: self.learned(&pods),

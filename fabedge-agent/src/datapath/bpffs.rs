@@ -131,6 +131,19 @@ impl Pinboard {
         remove_dir(&self.dir)
     }
 
+    /// Whether the folder is there with nothing pinned in it, as after somebody pinned while it was being removed.
+    pub fn is_bare(&self) -> bool {
+        let folders = [self.dir.join("links"), self.dir.join(NEXT)];
+        let entries = |path: &Path| -> Option<Vec<PathBuf>> {
+            let entries = fs::read_dir(path).ok()?;
+            Some(entries.flatten().map(|entry| entry.path()).collect())
+        };
+        entries(&self.dir).is_some_and(|found| {
+            let empty = |path: &PathBuf| entries(path).is_some_and(|inside| inside.is_empty());
+            found.iter().all(|path| folders.contains(path) && empty(path))
+        })
+    }
+
     /// Where the link of a hook is pinned.
     pub fn link(&self, hook: &Hook) -> PathBuf {
         self.dir
@@ -223,6 +236,24 @@ mod tests {
         for foreign in ["", "pod_egress", "pod_egress-", "pod_egress-x", "other-3"] {
             assert_eq!(parse_link(foreign), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn a_folder_is_bare_while_nothing_is_pinned_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = Pinboard::new(dir.path().join("fabedge"));
+        assert!(!board.is_bare(), "it is not there");
+        fs::create_dir_all(dir.path().join("fabedge/links")).unwrap();
+        assert!(board.is_bare());
+        let others = dir.path().join("fabedge/others");
+        fs::create_dir(&others).unwrap();
+        assert!(!board.is_bare(), "what is in it is somebody else's");
+        fs::remove_dir(&others).unwrap();
+        fs::write(dir.path().join("fabedge/links/pod_egress-3"), "").unwrap();
+        assert!(!board.is_bare());
+        fs::remove_file(dir.path().join("fabedge/links/pod_egress-3")).unwrap();
+        board.remove_maps().unwrap();
+        assert!(!dir.path().join("fabedge").exists());
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub enum Pins {
 pub struct Actual {
     /// The pinned maps.
     pub pins: Pins,
+    /// Whether there is a folder for pins with none in it.
+    pub bare: bool,
     /// Whether this process has loaded its programs.
     pub loaded: bool,
     /// Contents of `routes4` and `routes6`.
@@ -89,7 +91,7 @@ pub struct Plan {
     pub keep: BTreeSet<Hook>,
     /// Hooks that lose theirs, and links to nothing.
     pub detach: BTreeSet<Hook>,
-    /// Remove the pins of all maps.
+    /// Remove the pins of all maps, and their folder.
     pub unpin: bool,
 }
 
@@ -119,7 +121,7 @@ pub fn plan(desired: &Datapath, actual: &Actual) -> Plan {
         let detach = actual.hooks.union(&actual.dead).cloned().collect();
         return Plan {
             detach,
-            unpin: actual.pins != Pins::Absent,
+            unpin: actual.pins != Pins::Absent || actual.bare,
             ..Plan::default()
         };
     }

@@ -53,6 +53,7 @@ fn settled() -> Actual {
     let desired = desired();
     Actual {
         pins: Pins::Ours,
+        bare: false,
         loaded: true,
         routes: desired.routes,
         pods: desired.pods,
@@ -66,6 +67,7 @@ fn settled() -> Actual {
 fn nothing() -> Actual {
     Actual {
         pins: Pins::Absent,
+        bare: false,
         loaded: false,
         routes: BTreeMap::new(),
         pods: BTreeMap::new(),
@@ -246,6 +248,7 @@ mod convergence {
         fn any_actual()(
             state in 0..3,
             loaded in any::<bool>(),
+            bare in any::<bool>(),
             routes in btree_map(nets(), (1..4u32).prop_map(route), 0..8),
             pods in btree_map(addresses(), (0..4u32).prop_map(pod), 0..8),
             peers in btree_set(1..4u32, 0..3),
@@ -254,9 +257,9 @@ mod convergence {
         ) -> Actual {
             let dead = dead.difference(&hooks).cloned().collect();
             match state {
-                0 => Actual { hooks, dead, ..nothing() },
+                0 => Actual { bare, hooks, dead, ..nothing() },
                 1 => Actual { pins: Pins::Other("ABI version 7".to_owned()), hooks, dead, ..nothing() },
-                _ => Actual { pins: Pins::Ours, loaded, routes, pods, peers, hooks, dead, learned: BTreeSet::new() },
+                _ => Actual { pins: Pins::Ours, bare: false, loaded, routes, pods, peers, hooks, dead, learned: BTreeSet::new() },
             }
         }
     }
@@ -266,6 +269,7 @@ mod convergence {
         if plan.load.is_some() {
             actual.loaded = true;
             actual.pins = Pins::Ours;
+            actual.bare = false;
         }
         actual.routes.extend(plan.routes.set.clone());
         actual.pods.extend(plan.pods.set.clone());
@@ -306,7 +310,7 @@ mod convergence {
             prop_assert_eq!(&last.routes, &desired.routes);
             prop_assert_eq!(&last.pods, &desired.pods);
             prop_assert_eq!(&last.hooks, &desired.hooks);
-            prop_assert!(last.dead.is_empty());
+            prop_assert!(last.dead.is_empty() && !last.bare);
         }
     }
 }
