@@ -38,18 +38,17 @@ pub enum Error {
     Netlink(#[from] netlink::Error),
 }
 
-/// Deletes the bridge that the CNI plugin made by our conflist, once no pod is attached to it any more. Only for
-/// cleanup: pods may come and go while the agent runs.
+/// Deletes the bridge that the CNI plugin made by our conflist, whoever is attached to it: it has the address that the
+/// bridge of the next CNI is to have, and the route to it. Only for cleanup, after which pods here have no network anyway.
 ///
 /// # Errors
 /// When links cannot be listed, or the bridge cannot be deleted.
-pub async fn delete_idle_bridge(netlink: &Netlink) -> Result<(), Error> {
+pub async fn delete_bridge(netlink: &Netlink) -> Result<(), Error> {
     let links = netlink.links().await?;
     let Some(bridge) = links.get(marks::BRIDGE) else {
         return Ok(());
     };
-    let used = links.values().any(|link| link.master == Some(bridge.index));
-    if used || bridge.kind.as_deref() != Some("bridge") {
+    if bridge.kind.as_deref() != Some("bridge") {
         return Ok(());
     }
     let deleted = netlink.handle().link().del(bridge.index).execute().await;

@@ -78,7 +78,7 @@ async fn run(cli: &Cli, role: Role, args: &RunArgs) -> anyhow::Result<()> {
     let (listen, newest) = (args.metrics_listen, source.clone());
     tokio::spawn(async move {
         if let Err(error) = metrics::serve(listen, reader, newest).await {
-            error!(%error, %listen, "no metrics and no health endpoints; choose another address with --metrics-listen");
+            error!(%error, %listen, "metrics and health endpoints end");
         }
     });
 
@@ -108,7 +108,7 @@ async fn cleanup(cli: &Cli) -> anyhow::Result<()> {
     let mut subsystems = subsystems(cli, None)?;
     let report = subsystems.cleanup().await;
     let mut failed = Vec::new();
-    if let Err(error) = links::delete_idle_bridge(&subsystems.netlink).await {
+    if let Err(error) = links::delete_bridge(&subsystems.netlink).await {
         failed.push(error.to_string());
     }
     for (subsystem, problems) in report.problems {
