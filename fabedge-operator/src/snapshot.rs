@@ -18,6 +18,8 @@ pub struct ClusterSnapshot {
     pub clusters: BTreeMap<String, Cluster>,
     /// What Calico has given out; absent where nobody tells, which is not the same as nothing.
     pub blocks: Option<Vec<Block>>,
+    /// The node on which the connector runs, where somebody tells.
+    pub connector_node: Option<String>,
 }
 
 /// A node of this cluster.

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::calico::Calico;
 use super::conditions::{Dropped, Shown};
 use super::custom::{Custom, Status};
-use super::pods::{AgentPod, Template, observed, template};
+use super::pods::{AgentPod, ConnectorPod, Template, observed, template};
 use super::publish::Publisher;
 use crate::api::{ClusterSpec, ClusterStatus, CommunitySpec, CommunityStatus};
 use crate::finding::Finding;
@@ -82,8 +82,9 @@ pub struct Live {
     agents: Seen<AgentPod>,
     /// The newest version of an agent's pod that the watch showed; it shows them in order.
     agents_version: u64,
-    /// Whether each of the connector's pods is ready.
-    connectors: Seen<bool>,
+    connectors: Seen<ConnectorPod>,
+    /// The node of the connector; while no pod of it has one, that of the last.
+    connector_node: Option<String>,
     templates: Seen<Arc<Template>>,
     /// Calico's objects, where it is the network plugin.
     pub calico: Option<Calico>,
@@ -128,10 +129,7 @@ impl Live {
             Event::ConfigMap(event) => Change::everything(publisher.config_map_seen(&event)),
             Event::Secret(event) => Change::everything(publisher.secret_seen(&event)),
             Event::Pod(event) => Change::pods(self.agent_seen(*event)),
-            Event::Connector(event) => Change::pods(
-                self.connectors
-                    .take(*event, "Pod", named, |pod| Ok(observed::ready(pod))),
-            ),
+            Event::Connector(event) => self.connector_seen(*event),
             Event::Template(event) => Change::everything(self.templates.take(
                 *event,
                 "PodTemplate",
@@ -191,11 +189,31 @@ impl Live {
             .take(event, "Pod", observed::node_of, |pod| Ok(AgentPod::of(pod)))
     }
 
+    fn connector_seen(&mut self, event: Watched<core::Pod>) -> Change {
+        let news = self
+            .connectors
+            .take(event, "Pod", named, |pod| Ok(ConnectorPod::of(pod)));
+        let pods = self.connectors.good.values().filter(|pod| pod.node.is_some());
+        let node = pods.max_by_key(|pod| pod.ready).and_then(|pod| pod.node.clone());
+        if node.is_some() && node != self.connector_node {
+            self.connector_node = node;
+            return Change::Everything;
+        }
+        Change::pods(news)
+    }
+
     /// Whether every kind that the topology is made of was listed once: until then something that is missing may
     /// merely not have come yet.
     pub fn complete(&self) -> bool {
         let calico = self.calico.as_ref().and_then(Calico::awaited);
-        self.nodes.listed && self.communities.listed && self.clusters.listed && calico.is_none()
+        let mut listed = [
+            self.nodes.listed,
+            self.communities.listed,
+            self.clusters.listed,
+            self.connectors.listed,
+        ]
+        .into_iter();
+        listed.all(|listed| listed) && calico.is_none()
     }
 
     /// The agents' pods by the name of their node; none before all were listed.
@@ -212,7 +230,7 @@ impl Live {
     pub fn connector_ready(&self) -> Option<bool> {
         self.connectors
             .listed
-            .then(|| self.connectors.good.values().any(|ready| *ready))
+            .then(|| self.connectors.good.values().any(|pod| pod.ready))
     }
 
     /// What agents' pods are made of.
@@ -237,6 +255,7 @@ impl Live {
             communities: self.communities.good.clone(),
             clusters: self.clusters.good.clone(),
             blocks: self.calico.as_ref().and_then(Calico::blocks),
+            connector_node: self.connector_node.clone(),
         };
         let bad = [
             &self.nodes.bad,
@@ -491,6 +510,35 @@ mod tests {
         assert_eq!(see("7", 5, &["a.connector"]), Some((Some(5), dropped, false)));
         // Deleted and made anew, without our seeing the one or the other.
         assert_eq!(see("8", 1, &["a.edge1"]), None);
+    }
+
+    #[test]
+    fn the_connector_is_where_it_was_until_it_is_elsewhere() {
+        let mut live = Live::default();
+        let pod = |name: &str, node: &str| -> core::Pod {
+            serde_json::from_value(
+                json!({"metadata": {"name": name}, "spec": {"containers": [], "nodeName": node}}),
+            )
+            .unwrap()
+        };
+        let mut leaving = pod("a", "node1");
+        leaving.metadata.deletion_timestamp =
+            Some(serde_json::from_value(json!("2026-01-02T03:04:05Z")).unwrap());
+        let mut see = |event| (live.connector_seen(event), live.snapshot().0.connector_node);
+        let node = |name: &str| Some(name.to_owned());
+        assert_eq!(
+            see(Watched::Apply(pod("a", "node1"))),
+            (Change::Everything, node("node1"))
+        );
+        assert_eq!(
+            see(Watched::Apply(leaving.clone())),
+            (Change::Pods, node("node1"))
+        );
+        assert_eq!(see(Watched::Delete(leaving)), (Change::Pods, node("node1")));
+        assert_eq!(
+            see(Watched::Apply(pod("b", "master"))),
+            (Change::Everything, node("master"))
+        );
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::{MANAGER, RETRY, objects};
 use crate::finding::Finding;
 use crate::reporter::chain;
 use crate::topology::Topology;
-pub use observed::AgentPod;
+pub use observed::{AgentPod, ConnectorPod};
 use plan::{Action, Plan, State, Want};
 use template::Arguments;
 pub use template::Template;

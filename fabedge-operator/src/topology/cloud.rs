@@ -60,7 +60,10 @@ pub(super) fn cloud(
     };
     let mut gateways = settings.connector_node_addresses.clone();
     if gateways.is_empty() {
-        gateways.extend(roles.connectors.values().flat_map(|node| &node.internal_ips));
+        let mut nodes: Vec<_> = roles.connectors.iter().collect();
+        // The first one is the others' next hop.
+        nodes.sort_by_key(|(name, _)| snapshot.connector_node.as_deref() != Some(**name));
+        gateways.extend(nodes.into_iter().flat_map(|(_, node)| &node.internal_ips));
     }
     let node_subnets = node_subnets(settings, &gateways, nodes(), claims, findings);
     let pods = pod_subnets(snapshot, settings, nodes(), claims, findings);

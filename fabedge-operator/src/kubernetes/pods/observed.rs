@@ -46,6 +46,27 @@ impl AgentPod {
     }
 }
 
+/// What is known of a pod of the connector.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnectorPod {
+    /// It has applied the newest document that it has got.
+    pub ready: bool,
+    /// Where it runs, or is going to; none once it is on its way out.
+    pub node: Option<String>,
+}
+
+impl ConnectorPod {
+    /// Takes what matters.
+    pub fn of(pod: &Pod) -> Self {
+        let leaves = pod.metadata.deletion_timestamp.is_some() || ended(pod);
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        Self {
+            ready: ready(pod),
+            node: node.filter(|_| !leaves),
+        }
+    }
+}
+
 /// The node whose agent a pod runs, if it runs one.
 pub fn node_of(pod: &Pod) -> Option<String> {
     pod.metadata

@@ -36,6 +36,32 @@ fn the_connector_speaks_for_the_whole_cloud() {
 }
 
 #[test]
+fn of_several_connector_nodes_the_one_that_runs_it_is_the_next_hop() {
+    let mut snapshot = world();
+    let second = node("connector", "10.233.70.0/24", "10.20.8.40");
+    snapshot.nodes.insert("cloud2".to_owned(), second);
+    for (runs_on, expected) in [
+        (None, ["10.20.8.28/32", "10.20.8.40/32"]),
+        (Some("cloud2"), ["10.20.8.40/32", "10.20.8.28/32"]),
+        (Some("cloud1"), ["10.20.8.28/32", "10.20.8.40/32"]),
+        // Its label went, and it did not yet.
+        (Some("node1"), ["10.20.8.28/32", "10.20.8.40/32"]),
+    ] {
+        snapshot.connector_node = runs_on.map(str::to_owned);
+        let (topology, _) = run(&snapshot, &settings());
+        let nets = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let all = documents(&topology);
+        let hops = nets(&all["cloud"].peers[0].endpoint.node_subnets);
+        assert_eq!(hops, expected, "{runs_on:?}");
+        assert_eq!(
+            nets(&topology.connector.node_subnets)[..2],
+            expected,
+            "{runs_on:?}"
+        );
+    }
+}
+
+#[test]
 fn without_a_connector_node_edges_keep_their_documents() {
     let mut snapshot = world();
     snapshot.nodes.get_mut("cloud1").unwrap().labels.clear();
