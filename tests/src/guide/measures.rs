@@ -8,9 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::cluster::Cluster;
+use super::steps::CLOUD_AND_EDGES;
 use super::{Guide, names, unless};
 use crate::probe::stream::{Report, Stream};
 use crate::suite::judge;
@@ -29,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const RATE: u32 = 1000;
 const SIZE: usize = 64;
 
+/// What brings values into effect.
+const UPGRADE: &str = "helm upgrade fabedge charts/fabedge -n fabedge -f values.yaml";
+
 /// What the connector says of its peers.
 const CONNECTOR_STATUS: &str =
     "exec -n fabedge deployment/fabedge-connector -c connector -- fabedge-agent status";
@@ -43,6 +47,7 @@ impl Guide {
         self.row("another image of the agent costs no packet", Self::other_image);
         self.row("a deleted node leaves nothing", Self::node_goes);
         self.row("a node that comes back is an edge again", Self::node_comes);
+        self.document("faq.md")?;
         self.row(
             "in all that time, no plaintext between the sites",
             Self::no_plaintext,
@@ -98,18 +103,18 @@ impl Guide {
         let containers = template["template"]["spec"]["containers"]
             .as_array()
             .context("the PodTemplate has no containers")?;
-        let index = containers
+        let image = containers
             .iter()
-            .position(|container| container["name"] == "agent")
-            .context("the PodTemplate has no container agent")?;
-        let image = containers[index]["image"]
-            .as_str()
-            .context("the container agent has no image")?;
-        let other = format!("{image}-other");
-        for edge in ["edge1", "edge2"] {
+            .find(|container| container["name"] == "agent")
+            .and_then(|container| container["image"].as_str())
+            .context("the PodTemplate has no container agent with an image")?;
+        let (repository, version) = image.rsplit_once(':').context("the image has no tag")?;
+        let tag = format!("{version}-other");
+        let other = format!("{repository}:{tag}");
+        for node in cluster.sheet.nodes.keys() {
             let names = [image, &other].map(|name| format!("docker.io/{name}"));
             let words = ["ctr", "-n", "k8s.io", "images", "tag", &names[0], &names[1]];
-            cluster.on(edge, &words)?;
+            cluster.on(node, &words)?;
         }
         let restarts = |edge: &str| -> Result<u64> {
             let pod = cluster.get(&format!("pod -n fabedge fabedge-agent-{edge}"))?;
@@ -117,15 +122,10 @@ impl Guide {
             agent["restartCount"].as_u64().context("no restartCount")
         };
         let before = [restarts("edge1")?, restarts("edge2")?];
-        let change = json!([{
-            "op": "replace",
-            "path": format!("/template/spec/containers/{index}/image"),
-            "value": other,
-        }]);
+        cluster.append("values.yaml", &format!("agent:\n  image:\n    tag: {tag}\n"))?;
         let (report, took) = self.while_streaming(|| {
-            cluster.kubectl(&format!(
-                "patch podtemplate -n fabedge fabedge-agent --type=json -p {change}"
-            ))?;
+            let upgraded = cluster.shell(UPGRADE, PATIENCE)?;
+            ensure!(upgraded.ok(), "{}", upgraded.text());
             cluster.wait("both agents run the other image", PATIENCE, |cluster| {
                 check_image(cluster, "edge1", &other, before[0])?;
                 check_image(cluster, "edge2", &other, before[1])?;
@@ -143,6 +143,9 @@ impl Guide {
         if !problems.is_empty() {
             return Ok(unless(&problems, ""));
         }
+        // The connector's pod is replaced, and who comes next asks it.
+        let rollout = "rollout status -n fabedge deployment/fabedge-connector --timeout=50s";
+        cluster.kubectl(rollout)?;
         Ok(no_loss(report, &format!("both in {:.1} s", took.as_secs_f64())))
     }
 
@@ -205,6 +208,22 @@ impl Guide {
 }
 
 impl Guide {
+    /// Cloud nodes send what is for edges to the node on which the connector is now.
+    pub(super) fn connector_is_followed(&mut self) -> Result<Outcome> {
+        let cluster = &self.cluster;
+        let pod = self.traffic()?.pod("edge1")?.address.to_string();
+        let via = format!("via {}", cluster.node("master")?.address);
+        let took = cluster.wait("node1's way to edge1", PATIENCE, |cluster| {
+            let route = cluster.on("node1", &["ip", "route", "get", &pod])?;
+            ensure!(route.contains(&via), "{route}");
+            Ok(true)
+        })?;
+        Ok(match self.reach_each_other(&CLOUD_AND_EDGES)? {
+            Outcome::Passed(seen) => judge(true, format!("{via} after {:.1} s; {seen}", took.as_secs_f64())),
+            other => other,
+        })
+    }
+
     /// Everything that was done was seen from between the sites.
     pub(super) fn no_plaintext(&mut self) -> Result<Outcome> {
         let seen = self.traffic()?.capture.counts();

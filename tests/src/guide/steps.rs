@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::cluster::Cluster;
 use super::rows::{missing, row};
@@ -39,7 +39,11 @@ impl Guide {
                 let title = "Flannel's pods leave the edges";
                 self.row(title, |guide| {
                     let took = guide.cluster.wait(title, CONVERGENCE, |cluster| {
-                        Ok(flannel_on_edges(cluster)?.is_empty())
+                        ensure!(flannel_on_edges(cluster)?.is_empty(), "they are still there");
+                        // The patch replaces those of cloud nodes too.
+                        let status = &cluster.get("daemonset -n kube-system kube-flannel-ds")?["status"];
+                        let fields = ["updatedNumberScheduled", "numberAvailable"];
+                        Ok(fields.iter().all(|field| status[field] == 2))
                     })?;
                     Ok(judge(true, format!("{:.1} s", took.as_secs_f64())))
                 });
@@ -49,27 +53,12 @@ impl Guide {
                 self.row("cloud pods and edge pods reach each other", |guide| {
                     guide.reach_each_other(&CLOUD_AND_EDGES)
                 });
-                self.row("two edges reach nothing of each other", |guide| {
-                    let mut problems = Vec::new();
-                    for (from, to) in [("edge1", "edge2"), ("edge2", "edge1")] {
-                        let reach = guide.traffic()?.reach(from, to, SHORT)?;
-                        if !reach.none() {
-                            problems.push(format!("{from} -> {to}: {reach}"));
-                        }
-                    }
-                    Ok(unless(&problems, "nothing both ways"))
-                });
+                self.row("two edges reach nothing of each other", Self::edges_are_apart);
                 self.row("an edge's pod reaches the API server's Service", |guide| {
                     let service = guide.cluster.sheet.api_service.into();
                     let reached = guide.traffic()?.connects("edge1", service, 443)?;
                     Ok(judge(reached, format!("TCP {service}:443")))
                 });
-            }
-            // Their bridge stays as long as they do.
-            "uninstall" => {
-                self.traffic = None;
-                self.cluster
-                    .kubectl("delete pod --grace-period=1 probe-edge1 probe-edge2")?;
             }
             _ => {}
         }
@@ -166,6 +155,7 @@ impl Guide {
                 }
                 problems
             }
+            "move-connector" => lines_missing(text, &["STATUS: deployed"]),
             "uninstall" => lines_missing(text, &["release \"fabedge\" uninstalled"]),
             _ => Vec::new(),
         };
@@ -225,10 +215,28 @@ impl Guide {
                     Ok(outcome)
                 });
             }
+            "move-connector" => {
+                self.row("a moved connector is followed", Self::connector_is_followed);
+            }
             "uninstall" => self.nothing_is_left()?,
+            "unlabel" => {
+                self.row("edges have the cloud's CNI again", Self::edges_are_given_back);
+            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Nothing gets from one edge to the other, either way.
+    pub(super) fn edges_are_apart(&mut self) -> Result<Outcome> {
+        let mut problems = Vec::new();
+        for (from, to) in [("edge1", "edge2"), ("edge2", "edge1")] {
+            let reach = self.traffic()?.reach(from, to, SHORT)?;
+            if !reach.none() {
+                problems.push(format!("{from} -> {to}: {reach}"));
+            }
+        }
+        Ok(unless(&problems, "nothing both ways"))
     }
 
     /// Both ways, within the time that tunnels may take.
@@ -238,7 +246,7 @@ impl Guide {
         for (from, to) in pairs.iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
             let took = self.cluster.wait(&format!("{from} -> {to}"), CONVERGENCE, |_| {
                 let reach = traffic.reach(from, to, LONG)?;
-                anyhow::ensure!(reach.all(), "{reach}");
+                ensure!(reach.all(), "{reach}");
                 Ok(true)
             })?;
             seen.push(took);
@@ -260,7 +268,7 @@ pub(super) const CLOUD_AND_EDGES: [(&str, &str); 4] = [
 ];
 
 /// Edges on which a pod of Flannel's is.
-fn flannel_on_edges(cluster: &Cluster) -> Result<Vec<String>> {
+pub(super) fn flannel_on_edges(cluster: &Cluster) -> Result<Vec<String>> {
     let pods = cluster.get("pod -n kube-system -l app=flannel")?;
     let nodes = pods["items"].as_array().into_iter().flatten();
     Ok(nodes

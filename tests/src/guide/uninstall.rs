@@ -1,10 +1,14 @@
-//! What `helm uninstall` leaves: the custom resources with their definitions, and nothing on any node.
+//! What `helm uninstall` leaves: the custom resources with their definitions, and nothing on any node, so that another CNI
+//! can have the edges.
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
+use super::steps::flannel_on_edges;
 use super::{Guide, names, unless};
+use crate::suite::judge;
+use crate::table::Outcome;
 
 /// How long the last pods may take to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,8 +60,36 @@ impl Guide {
                     problems.push(format!("{node}: {}", left.trim().replace('\n', ", ")));
                 }
             }
-            Ok(unless(&problems, "no rule, route, link, table, conflist, pin"))
+            Ok(unless(
+                &problems,
+                "no rule, route, link, table, conflist, pin, though pods run on",
+            ))
         });
+        let title = "two edges reach nothing of each other any more";
+        self.row(title, Self::edges_are_apart);
         Ok(())
+    }
+
+    /// A pod that is made anew has a network, which its node reaches.
+    pub(super) fn edges_are_given_back(&mut self) -> Result<Outcome> {
+        let title = "Flannel's pods are on the edges again";
+        let came = self.cluster.wait(title, PATIENCE, |cluster| {
+            let edges = flannel_on_edges(cluster)?;
+            ensure!(edges.len() == 2, "on {}", edges.join(", "));
+            Ok(true)
+        })?;
+        let traffic = self.traffic.as_mut().context("no pods probe yet")?;
+        for edge in ["edge1", "edge2"] {
+            let line = format!("delete pod --grace-period=1 probe-{edge}");
+            self.cluster.kubectl(&line)?;
+            traffic.renew(&self.cluster, edge)?;
+            let address = traffic.pod(edge)?.address.to_string();
+            let ping = ["ping", "-c", "1", "-W", "2", &address];
+            self.cluster.on(edge, &ping)?;
+        }
+        Ok(judge(
+            true,
+            format!("{:.1} s; a new pod answers its node on each", came.as_secs_f64()),
+        ))
     }
 }

@@ -20,6 +20,9 @@ const NAMESPACES: &str = "/run/netns";
 /// The kernel takes its time to end everything that was in a cgroup.
 const EMPTY_PATIENCE: Duration = Duration::from_secs(20);
 
+/// The weight of a node among everything on this machine, where a process that is in no cgroup has 1024.
+const SHARES: &str = "16384";
+
 /// The ground of one lab; the default is that of none.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Ground {
@@ -218,6 +221,11 @@ fn new_cgroup(folder: &Path) -> Result<()> {
                 .and_then(|value| std::fs::write(&file, value))
                 .with_context(|| format!("setting {}", file.display()))?;
         }
+    }
+    // As many processors as it may want, whatever else runs on this machine: a node's charon has packets to encrypt.
+    let shares = folder.join("cpu.shares");
+    if shares.exists() {
+        std::fs::write(&shares, SHARES).with_context(|| format!("setting {}", shares.display()))?;
     }
     Ok(())
 }
