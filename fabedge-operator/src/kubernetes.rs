@@ -206,7 +206,7 @@ struct Operator {
     teller: Teller,
     settings: Settings,
     filled: Filled,
-    authority: Option<Authority>,
+    authority: Option<Arc<Authority>>,
     status: Arc<Status>,
     /// When the next pass is due though nothing has changed.
     next: Instant,
@@ -372,7 +372,7 @@ impl Operator {
         {
             Some(authority) => Some(authority),
             None => match self.publisher.authority(&topology.cluster, now).await {
-                Ok(authority) => Some(authority),
+                Ok(authority) => Some(Arc::new(authority)),
                 Err(error) => {
                     failures.push(chain(&error));
                     None
@@ -397,19 +397,7 @@ impl Operator {
             }
             report.absorb(self.publisher.prune(&documents, &keep).await);
         }
-        for (name, why) in &report.certificates {
-            info!(node = name, why, "issued a certificate");
-        }
-        if !report.documents.is_empty() {
-            info!(
-                count = report.documents.len(),
-                first = report.documents[0],
-                "wrote documents"
-            );
-        }
-        for name in &report.removed {
-            info!(node = name, "removed what was published for a node that is gone");
-        }
+        report.log();
         self.authority = authority;
         failures.extend(report.failures.iter().map(|error| chain(error)));
         (report, failures)

@@ -9,6 +9,7 @@ use std::{fs, io};
 use fabedge_common::config::{CLOUD, CONNECTOR, NodeConfig};
 use ipnet::IpNet;
 use time::OffsetDateTime;
+use tracing::info;
 
 use crate::pki::Authority;
 use crate::pki::authority;
@@ -47,19 +48,56 @@ pub enum Error {
     Certificate(authority::Error),
 }
 
-/// What a pass over the output folder did.
-#[derive(Debug, Default)]
-pub struct Report {
+/// What a pass did, wherever it published; `E` is what can fail there.
+#[derive(Debug)]
+pub struct Report<E = Error> {
     /// Local names whose document was written.
     pub documents: Vec<String>,
     /// Local names that got a certificate, and why.
     pub certificates: Vec<(String, &'static str)>,
-    /// Local names whose files were removed.
+    /// Local names of which everything was removed.
     pub removed: Vec<String>,
     /// What failed; the rest was done.
-    pub failures: Vec<Error>,
-    /// When the next certificate is due.
-    pub renew_at: Option<OffsetDateTime>,
+    pub failures: Vec<E>,
+}
+
+// Derived, it would want a default of `E`.
+impl<E> Default for Report<E> {
+    fn default() -> Self {
+        Self {
+            documents: Vec::new(),
+            certificates: Vec::new(),
+            removed: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+}
+
+impl<E> Report<E> {
+    /// Adds another one.
+    pub fn absorb(&mut self, other: Self) {
+        self.documents.extend(other.documents);
+        self.certificates.extend(other.certificates);
+        self.removed.extend(other.removed);
+        self.failures.extend(other.failures);
+    }
+
+    /// Says what was done; what failed is for a [`crate::reporter::Reporter`], which says it once.
+    pub fn log(&self) {
+        let mut issued: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, why) in &self.certificates {
+            issued.entry(why).or_default().push(name);
+        }
+        for (why, names) in issued {
+            info!(count = names.len(), first = names[0], why, "issued certificates");
+        }
+        if let Some(first) = self.documents.first() {
+            info!(count = self.documents.len(), first, "wrote documents");
+        }
+        for name in &self.removed {
+            info!(node = name, "removed what was published for a node that is gone");
+        }
+    }
 }
 
 /// The output folder.
@@ -142,12 +180,15 @@ impl Output {
                 }
             }
         }
-        report.renew_at = self
-            .published
+        report
+    }
+
+    /// When the next certificate is due.
+    pub fn renew_at(&self) -> Option<OffsetDateTime> {
+        self.published
             .values()
             .filter_map(|published| published.renew_at)
-            .min();
-        report
+            .min()
     }
 
     /// Removes what was published for those who are in neither list.
@@ -233,12 +274,7 @@ impl Output {
         write(KEY, &leaf.key, 0o600)?;
         write(CERTIFICATE, &leaf.certificate, 0o644)?;
         report.certificates.push((name.to_owned(), why));
-        Ok(
-            match judge(&leaf.certificate, &leaf.key, full_name, authority, now) {
-                Verdict::Keep { renew_at } => renew_at,
-                Verdict::Renew(_) => now,
-            },
-        )
+        Ok(authority.renewal(now))
     }
 
     /// Local names in the folder. Names with a leading `_` or `.` are no node's: those are ours or a person's.

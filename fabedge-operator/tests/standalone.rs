@@ -206,7 +206,7 @@ fn follows_the_folder_and_keeps_what_was_good() {
         .join("\n---\n");
     world.put("nodes.yaml", &without_edge2);
     world.until("connector", |document| document.peer("fabedge.edge2").is_none());
-    operator.says("removed the files");
+    operator.says("removed what was published");
     assert!(!world.out().join("edge2").exists() && world.out().join("edge1/tls.key").exists());
     assert_eq!(operator.stop(), Some(0));
 }

@@ -1,6 +1,7 @@
 //! Documents and certificates -> ConfigMaps and Secrets. Only what differs is written, a few at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fabedge_common::config::{CLOUD, CONNECTOR, NodeConfig};
 use futures_util::{StreamExt as _, stream};
@@ -60,27 +61,7 @@ fn api(action: &'static str, object: impl Into<String>) -> impl FnOnce(kube::Err
 }
 
 /// What a pass did.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Local names whose document was written.
-    pub documents: Vec<String>,
-    /// Local names that got a certificate, and why.
-    pub certificates: Vec<(String, &'static str)>,
-    /// Local names whose objects were removed.
-    pub removed: Vec<String>,
-    /// What failed; the rest was done.
-    pub failures: Vec<Error>,
-}
-
-impl Report {
-    /// Adds another one.
-    pub fn absorb(&mut self, other: Report) {
-        self.documents.extend(other.documents);
-        self.certificates.extend(other.certificates);
-        self.removed.extend(other.removed);
-        self.failures.extend(other.failures);
-    }
-}
+pub type Report = crate::publish::Report<Error>;
 
 /// What the API server is known to hold under a local name.
 #[derive(Clone, Debug, Default)]
@@ -166,19 +147,21 @@ impl Publisher {
     /// When it cannot be listed: that is not the same as nothing.
     pub async fn adopt(&mut self) -> Result<(), Error> {
         let mut known: BTreeMap<String, Known> = BTreeMap::new();
-        for object in list(&self.maps, "ConfigMaps").await? {
+        list(&self.maps, "ConfigMaps", |object: ConfigMap| {
             if let Some(local) = objects::local_of_config_map(&object.name_any()) {
                 known
                     .entry(local.to_owned())
                     .or_default()
                     .take_config_map(&object);
             }
-        }
-        for object in list(&self.secrets, "Secrets").await? {
+        })
+        .await?;
+        list(&self.secrets, "Secrets", |object: Secret| {
             if let Some(local) = objects::local_of_secret(&object.name_any()) {
                 known.entry(local.to_owned()).or_default().certificate = Tls::of(&object);
             }
-        }
+        })
+        .await?;
         self.known = Some(known);
         Ok(())
     }
@@ -277,7 +260,7 @@ impl Publisher {
         &mut self,
         documents: &BTreeMap<String, NodeConfig>,
         live: &Live,
-        authority: Option<&Authority>,
+        authority: Option<&Arc<Authority>>,
         now: OffsetDateTime,
     ) -> Report {
         let mut report = Report::default();
@@ -330,7 +313,7 @@ impl Publisher {
         document: &NodeConfig,
         mut known: Known,
         node: Option<&str>,
-        authority: Option<&Authority>,
+        authority: Option<&Arc<Authority>>,
         now: OffsetDateTime,
     ) -> Result<Done, Error> {
         let (map, secret) = (objects::config_map_name(name), objects::secret_name(name));
@@ -353,38 +336,27 @@ impl Publisher {
         let mut issued = None;
         // Certificates before the document: what the document asks for can be had when it appears.
         if let Some(authority) = authority.filter(|_| name != CLOUD) {
-            let full_name = &document.endpoint.name;
-            let verdict = match &known.certificate {
-                Some(tls) if tls.authority == authority.certificate() => {
-                    judge(&tls.leaf.certificate, &tls.leaf.key, full_name, authority, now)
-                }
-                Some(_) => Verdict::Renew("the CA is another one"),
-                None => Verdict::Renew("it has none"),
-            };
-            let leaf = match (&known.certificate, verdict) {
-                (Some(tls), Verdict::Keep { renew_at }) => {
-                    known.renew_at = Some(renew_at);
-                    moved.then(|| tls.leaf.clone())
-                }
-                (_, Verdict::Renew(why)) => {
-                    issued = Some(why);
-                    Some(authority.issue(full_name, now).map_err(Error::Certificate)?)
-                }
-                (None, Verdict::Keep { .. }) => None,
-            };
-            if let Some(leaf) = leaf {
-                let object = objects::secret(name, node, authority.certificate(), &leaf);
-                apply(&self.secrets, &secret, &object).await?;
-                if let Verdict::Keep { renew_at } =
-                    judge(&leaf.certificate, &leaf.key, full_name, authority, now)
-                {
-                    known.renew_at = Some(renew_at);
-                }
-                known.certificate = Some(Tls {
-                    authority: authority.certificate().to_owned(),
-                    leaf,
-                });
+            let (have, authority) = (known.certificate.take(), Arc::clone(authority));
+            let full_name = document.endpoint.name.clone();
+            // Others go on writing meanwhile, and the lease is renewed.
+            let work = tokio::task::spawn_blocking(move || certify(have, &full_name, &authority, now)).await;
+            let certified = work.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            let Certified {
+                tls,
+                renew_at,
+                issued: why,
+            } = certified.map_err(Error::Certificate)?;
+            if why.is_some() || moved {
+                apply(
+                    &self.secrets,
+                    &secret,
+                    &objects::secret(name, node, &tls.authority, &tls.leaf),
+                )
+                .await?;
             }
+            issued = why;
+            known.renew_at = Some(renew_at);
+            known.certificate = Some(tls);
         }
         let next =
             next_document(document, known.text.as_deref(), known.generation, now).map_err(Error::Document)?;
@@ -413,16 +385,20 @@ impl Publisher {
     ) -> Report {
         let mut report = Report::default();
         let Some(known) = &self.known else { return report };
-        let gone: Vec<String> = known
+        let publisher = &*self;
+        let jobs = known
             .keys()
             .filter(|name| !documents.contains_key(*name) && !keep.contains(*name))
-            .cloned()
-            .collect();
-        for name in gone {
-            let removed = match remove(&self.maps, &objects::config_map_name(&name)).await {
-                Ok(()) => remove(&self.secrets, &objects::secret_name(&name)).await,
-                failed => failed,
-            };
+            .map(|name| async move {
+                let (map, secret) = (objects::config_map_name(name), objects::secret_name(name));
+                let removed = match remove(&publisher.maps, &map).await {
+                    Ok(()) => remove(&publisher.secrets, &secret).await,
+                    failed => failed,
+                };
+                (name.clone(), removed)
+            });
+        let done: Vec<_> = stream::iter(jobs).buffer_unordered(CONCURRENCY).collect().await;
+        for (name, removed) in done {
             match removed {
                 Ok(()) => {
                     self.known.get_or_insert_default().remove(&name);
@@ -433,6 +409,45 @@ impl Publisher {
         }
         report
     }
+}
+
+/// The certificate that an endpoint is to have.
+struct Certified {
+    tls: Tls,
+    renew_at: OffsetDateTime,
+    /// Why it is a new one.
+    issued: Option<&'static str>,
+}
+
+/// Keeps the certificate that is there, or issues another one. Computes for some tenths of a millisecond.
+fn certify(
+    have: Option<Tls>,
+    name: &str,
+    authority: &Authority,
+    now: OffsetDateTime,
+) -> Result<Certified, pki::authority::Error> {
+    let why = match have {
+        None => "it has none",
+        Some(tls) if tls.authority != authority.certificate() => "the CA is another one",
+        Some(tls) => match judge(&tls.leaf.certificate, &tls.leaf.key, name, authority, now) {
+            Verdict::Keep { renew_at } => {
+                return Ok(Certified {
+                    tls,
+                    renew_at,
+                    issued: None,
+                });
+            }
+            Verdict::Renew(why) => why,
+        },
+    };
+    Ok(Certified {
+        tls: Tls {
+            authority: authority.certificate().to_owned(),
+            leaf: authority.issue(name, now)?,
+        },
+        renew_at: authority.renewal(now),
+        issued: Some(why),
+    })
 }
 
 /// What became of one document.
@@ -462,20 +477,19 @@ where
     }
 }
 
-/// Everything of ours, page by page.
-async fn list<K>(from: &Api<K>, what: &'static str) -> Result<Vec<K>, Error>
+/// Everything of ours, page by page: together they would be large.
+async fn list<K>(from: &Api<K>, what: &'static str, mut take: impl FnMut(K)) -> Result<(), Error>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned,
 {
     let labels = format!("{}={MANAGER}", objects::CREATED_BY);
     let mut params = ListParams::default().labels(&labels).limit(PAGE);
-    let mut found = Vec::new();
     loop {
         let page = from.list(&params).await.map_err(api("listing", what))?;
-        found.extend(page.items);
+        page.items.into_iter().for_each(&mut take);
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
-            None => return Ok(found),
+            None => return Ok(()),
         }
     }
 }

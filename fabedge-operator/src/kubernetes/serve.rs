@@ -13,8 +13,8 @@ use prometheus::core::Collector;
 use prometheus::{Encoder, Gauge, IntCounter, IntGauge, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
-use super::publish::Report;
 use crate::finding::{Finding, Severity};
+use crate::publish::Report;
 
 /// What users are told by.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +62,7 @@ impl Status {
     }
 
     /// Takes down what a pass did.
-    pub fn pass(&self, report: &Report, findings: &[Finding], failures: usize, took: Duration) {
+    pub fn pass<E>(&self, report: &Report<E>, findings: &[Finding], failures: usize, took: Duration) {
         let count = |severity| {
             findings
                 .iter()
@@ -226,9 +226,10 @@ mod tests {
         assert_eq!(status.ready(), Err("waiting: a network plugin\n".to_owned()));
         status.wait_for(None);
         assert_eq!(status.ready(), Err("no pass yet\n".to_owned()));
-        status.pass(&Report::default(), &[], 1, Duration::ZERO);
+        let nothing: Report = Report::default();
+        status.pass(&nothing, &[], 1, Duration::ZERO);
         assert!(status.ready().is_err());
-        status.pass(&Report::default(), &[], 0, Duration::from_millis(3));
+        status.pass(&nothing, &[], 0, Duration::from_millis(3));
         assert_eq!(status.ready(), Ok("leading\n"));
         let text = status.exposition().unwrap();
         assert!(text.contains("fabedge_operator_passes_total 2"), "{text}");

@@ -182,6 +182,17 @@ impl Authority {
         &self.der
     }
 
+    /// When a leaf that is issued now is to be renewed.
+    pub fn renewal(&self, now: OffsetDateTime) -> OffsetDateTime {
+        let (from, until) = self.validity(now);
+        inspect::renewal(from, until, self)
+    }
+
+    fn validity(&self, now: OffsetDateTime) -> (OffsetDateTime, OffsetDateTime) {
+        let from = now - BACKDATE;
+        (from, (from + LEAF_LIFETIME).min(self.not_after))
+    }
+
     /// Issues a certificate to the endpoint `name`: the distinguished name `C=CN, O=fabedge.io, CN=<name>` and
     /// the same name as DNS name. It never outlives the authority.
     ///
@@ -192,8 +203,8 @@ impl Authority {
             name: name.to_owned(),
             source,
         };
-        let from = now - BACKDATE;
-        let mut params = params(name, from, (from + LEAF_LIFETIME).min(self.not_after)).map_err(issue)?;
+        let (from, until) = self.validity(now);
+        let mut params = params(name, from, until).map_err(issue)?;
         params.subject_alt_names = vec![SanType::DnsName(name.try_into().map_err(issue)?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

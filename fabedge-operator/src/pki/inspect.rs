@@ -136,19 +136,22 @@ pub fn judge(
         leaf.validity().not_before.to_datetime(),
         leaf.validity().not_after.to_datetime(),
     );
-    let renew_at = from + (until - from) * 2 / 3;
     if now < from {
         return Verdict::Renew("its certificate is of the future");
     }
-    // Where the authority ends first, a new leaf would end then too: there is nothing to gain by renewing.
-    if now >= until || (now >= renew_at && until < authority.not_after()) {
+    let renew_at = renewal(from, until, authority);
+    if now >= renew_at {
         return Verdict::Renew("two thirds of its certificate's life are over");
     }
-    Verdict::Keep {
-        renew_at: if until < authority.not_after() {
-            renew_at
-        } else {
-            until
-        },
+    Verdict::Keep { renew_at }
+}
+
+/// When a leaf is to be renewed: when two thirds of its life are over. Where its authority ends first, a new one would
+/// end then too, so there is nothing to gain by renewing before.
+pub(super) fn renewal(from: OffsetDateTime, until: OffsetDateTime, authority: &Authority) -> OffsetDateTime {
+    if until < authority.not_after() {
+        from + (until - from) * 2 / 3
+    } else {
+        until
     }
 }

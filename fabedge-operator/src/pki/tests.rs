@@ -166,12 +166,9 @@ fn an_rsa_authority_is_taken_as_it_is() {
             &authority,
             now + Duration::days(25),
         );
-        assert_eq!(
-            verdict,
-            Verdict::Keep {
-                renew_at: authority.not_after()
-            }
-        );
+        let renew_at = authority.not_after();
+        assert_eq!(verdict, Verdict::Keep { renew_at });
+        assert_eq!(authority.renewal(now), renew_at);
     }
 }
 
@@ -186,6 +183,7 @@ fn a_leaf_is_kept_until_two_thirds_and_renewed_for_cause() {
     let at = |time| judge(&leaf.certificate, &leaf.key, "fabedge.edge1", &authority, time);
     let renew_at = now - BACKDATE + Duration::days(60);
     assert_eq!(at(now), Verdict::Keep { renew_at });
+    assert_eq!(authority.renewal(now), renew_at);
     assert_eq!(at(renew_at - Duration::SECOND), Verdict::Keep { renew_at });
     assert!(matches!(at(renew_at), Verdict::Renew(why) if why.contains("two thirds")));
     assert!(matches!(at(now + Duration::days(100)), Verdict::Renew(_)));

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use fabedge_common::config::CLOUD;
 use time::{Duration, OffsetDateTime};
-use tracing::info;
 
 use super::{Error, LAST_GOOD, compute, recall};
 use crate::args;
@@ -78,7 +77,6 @@ impl Operator {
         }
         let mut findings = observation.findings.clone();
         let mut failures = Vec::new();
-        let mut renew_at = None;
         if let Some(settings) = &observation.settings {
             let previous = match self.previous.take() {
                 Some(previous) => previous,
@@ -96,13 +94,16 @@ impl Operator {
                     }
                     Err(e) => failures.push(chain(&e)),
                 }
-                renew_at = report.renew_at;
                 self.previous = Some(remembered(&topology, previous));
             }
         }
         self.save()?;
         self.failed = self.reporter.report(&findings, &failures);
-        self.due = self.next_full_pass.into_iter().chain(renew_at).min();
+        self.due = self
+            .next_full_pass
+            .into_iter()
+            .chain(self.output.renew_at())
+            .min();
         self.last = failures.is_empty().then_some(observation);
         Ok(())
     }
@@ -133,15 +134,7 @@ impl Operator {
             self.output
                 .prune(&documents, &keep, &topology.cluster, &mut report);
         }
-        for (name, why) in &report.certificates {
-            info!(node = name, why, "issued a certificate");
-        }
-        for name in &report.documents {
-            info!(node = name, "wrote the document");
-        }
-        for name in &report.removed {
-            info!(node = name, "removed the files of a node that is gone");
-        }
+        report.log();
         report
     }
 
