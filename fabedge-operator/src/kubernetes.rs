@@ -153,7 +153,8 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
                     }
                 }
             }
-            () = operator.due() => operator.pass(OffsetDateTime::now_utc()).await,
+            // Also in the middle of a pass we end with our lead: whoever has it now does the rest.
+            () = operator.turn() => {}
         }
     };
     // Frees the lease for the next one.
@@ -244,6 +245,12 @@ impl Operator {
         self.publisher.adopt().await?;
         self.next = Instant::now();
         Ok(())
+    }
+
+    /// Waits until a pass is due, and does it.
+    async fn turn(&mut self) {
+        self.due().await;
+        self.pass(OffsetDateTime::now_utc()).await;
     }
 
     /// Keeps the pods until a pass is due. Cancel-safe: what was seen is not lost.

@@ -6,9 +6,12 @@ mod cluster {
     mod allocation;
     mod calico;
     mod discovery;
+    mod failover;
     mod kubelet;
     mod lease;
+    mod metrics;
     mod pods;
+    mod published;
     mod scale;
     mod tells;
     mod told;

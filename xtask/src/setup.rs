@@ -12,6 +12,7 @@ pub mod root;
 pub mod runtime;
 pub mod sources;
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -58,6 +59,19 @@ pub fn ensure_kubernetes(places: &Places) -> Result<()> {
     let log = Log::at(places.log("setup-kubernetes"))?;
     apt::install(kubernetes::PACKAGES, &log)?;
     kubernetes::ensure(places, &log)
+}
+
+/// The root folder alone, of which some programs run here, too.
+pub fn ensure_root(places: &Places) -> Result<PathBuf> {
+    let folder = root::folder(places);
+    if !folder.exists() {
+        check_system()?;
+        let _lock = places.lock()?;
+        let log = Log::at(places.log("setup"))?;
+        apt::install(apt::HOST_PACKAGES, &log)?;
+        root::ensure(places, &log)?;
+    }
+    Ok(folder)
 }
 
 /// The same for what only nodes of Kubernetes need, beside what everybody needs.

@@ -47,6 +47,10 @@ impl Lease {
         let mut renewed = Instant::now();
         loop {
             let asked = Instant::now();
+            // Who was stopped for so long does not go on before it has asked.
+            if renewed.elapsed() > DEADLINE {
+                leads.send_if_modified(std::mem::take);
+            }
             let held = match tokio::time::timeout(DEADLINE / 2, self.attempt()).await {
                 Ok(Ok(held)) => {
                     renewed = asked;

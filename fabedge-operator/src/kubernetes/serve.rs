@@ -10,7 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use prometheus::core::Collector;
-use prometheus::{Encoder, Gauge, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{Encoder, Gauge, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
 use crate::finding::{Finding, Severity};
@@ -100,6 +100,12 @@ impl Status {
         let registry = Registry::new();
         let add = |collector: Box<dyn Collector>| registry.register(collector);
         let now = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let about = Opts::new("fabedge_build_info", "Version of the operator; always 1.");
+        let about = IntGaugeVec::new(about, &["component", "version"])?;
+        about
+            .with_label_values(&["operator", env!("CARGO_PKG_VERSION")])
+            .set(1);
+        add(Box::new(about))?;
         for (name, help, value) in [
             (
                 "passes",

@@ -1,5 +1,3 @@
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -92,23 +90,6 @@ impl Drop for Cluster<'_> {
     }
 }
 
-/// Status and body of `/readyz`.
-fn readyz(listen: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(listen).ok()?;
-    stream
-        .write_all(b"GET /readyz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
-        .ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    let code = text.split(' ').nth(1)?.parse().ok()?;
-    Some((code, text))
-}
-
-fn free_port() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
-}
-
 fn says_nothing() -> Value {
     json!({"cniType": null, "clusterCIDR": null, "serviceClusterIPRange": null})
 }
@@ -117,15 +98,15 @@ fn says_nothing() -> Value {
 fn settings_that_say_nothing_are_filled_in_once_the_cluster_tells() {
     let mut world = World::new("finds");
     world.settings = says_nothing();
-    world.listen = free_port();
-    let listen = world.listen.clone();
+    world.listen();
     world.start("one");
     let world = world;
     let cluster = Cluster(&world);
     let waits = async |words: &[&str]| {
         world
             .wait_until(&format!("/readyz says {words:?}"), async || {
-                readyz(&listen)
+                world
+                    .get("/readyz")
                     .is_some_and(|(code, text)| code == 503 && words.iter().all(|word| text.contains(word)))
             })
             .await;
@@ -183,7 +164,7 @@ fn settings_that_say_nothing_are_filled_in_once_the_cluster_tells() {
         }
         world
             .wait_until("it is ready", async || {
-                readyz(&listen).is_some_and(|(code, _)| code == 200)
+                world.get("/readyz").is_some_and(|(code, _)| code == 200)
             })
             .await;
     });

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use futures_util::TryStreamExt as _;
+use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -49,12 +49,10 @@ impl Kubelet {
 
     async fn run(self, pods: Api<Pod>) {
         let watch = watcher(pods.clone(), watcher::Config::default()).default_backoff();
-        let mut pods_seen = std::pin::pin!(watch.applied_objects());
-        loop {
-            if let Ok(Some(pod)) = pods_seen.try_next().await {
-                self.see(&pods, pod).await;
-            }
-        }
+        let seen = watch.applied_objects().filter_map(async |pod| pod.ok());
+        // Many kubelets do it at the same time.
+        let work = seen.for_each_concurrent(16, async |pod| self.see(&pods, pod).await);
+        work.await;
     }
 
     async fn see(&self, pods: &Api<Pod>, pod: Pod) {

@@ -1,5 +1,7 @@
 //! A namespace, nodes and operators for one test; gone when dropped.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +11,8 @@ use fabedge_operator::api::{Cluster, Community, CommunitySpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, PodTemplate, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -26,6 +29,8 @@ pub struct World {
     pub settings: serde_json::Value,
     /// Where operators serve health and metrics.
     pub listen: String,
+    /// Nothing is taken away at the end: the whole cluster goes then.
+    pub last: bool,
     folder: tempfile::TempDir,
     operators: Vec<Child>,
 }
@@ -47,6 +52,7 @@ impl World {
             calico: false,
             settings: json!({}),
             listen: "127.0.0.1:0".to_owned(),
+            last: false,
             folder: tempfile::tempdir().unwrap(),
             operators: Vec::new(),
         };
@@ -157,7 +163,7 @@ impl World {
 
     /// Makes an edge, whose pod prefix is 10.64.0.0/10's `number`th /24.
     pub async fn add_edge(&self, number: usize) {
-        let subnet = format!("10.{}.{}.0/24", 64 + number / 256, number % 256);
+        let subnet = subnet(number);
         let node: Node = serde_json::from_value(json!({
             "metadata": {
                 "name": self.edge(number),
@@ -271,20 +277,19 @@ impl World {
 
     /// SIGTERM, as kubelet ends a container; returns whether it ended well.
     pub fn terminate(&mut self, place: usize) -> bool {
-        let child = &mut self.operators[place];
-        let pid = rustix::process::Pid::from_child(child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        child.wait().unwrap().success()
+        self.signal(place, Signal::TERM);
+        self.operators[place].wait().unwrap().success()
+    }
+
+    pub fn signal(&self, place: usize, signal: Signal) {
+        kill_process(Pid::from_child(&self.operators[place]), signal).unwrap();
     }
 
     /// The document of a local name, and the version of its ConfigMap.
     pub async fn document(&self, map: &str) -> Option<(NodeConfig, String)> {
         let map = self.maps().get_opt(map).await.unwrap()?;
-        let text = match map.binary_data.unwrap_or_default().remove("tunnels.yaml.gz") {
-            Some(bytes) => packed::unpack(&bytes.0).unwrap(),
-            None => map.data?.remove("tunnels.yaml")?,
-        };
-        Some((NodeConfig::parse(&text).unwrap(), map.metadata.resource_version?))
+        let version = map.resource_version()?;
+        Some((NodeConfig::parse(&text(map)?).unwrap(), version))
     }
 
     /// Names of an edge's peers, the connector first.
@@ -310,6 +315,24 @@ impl World {
         metadata.map(|meta| (meta.name, meta.resource_version)).collect()
     }
 
+    /// Has operators serve health and metrics where [`Self::get`] asks for them.
+    pub fn listen(&mut self) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        self.listen = listener.local_addr().unwrap().to_string();
+    }
+
+    /// Status and body of what an operator serves.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(&self.listen).ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let code = text.split(' ').nth(1)?.parse().ok()?;
+        let (_, body) = text.split_once("\r\n\r\n")?;
+        Some((code, body.to_owned()))
+    }
+
     /// Waits until the operator has nothing more to write.
     pub async fn settle(&self) {
         let started = Instant::now();
@@ -333,6 +356,24 @@ impl World {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         started.elapsed()
+    }
+}
+
+/// The pod prefix of the `number`th edge.
+pub fn subnet(number: usize) -> String {
+    format!("10.{}.{}.0/24", 64 + number / 256, number % 256)
+}
+
+/// The document in a ConfigMap.
+pub fn text(mut map: ConfigMap) -> Option<String> {
+    match map
+        .binary_data
+        .take()
+        .unwrap_or_default()
+        .remove("tunnels.yaml.gz")
+    {
+        Some(bytes) => Some(packed::unpack(&bytes.0).unwrap()),
+        None => map.data?.remove("tunnels.yaml"),
     }
 }
 
@@ -364,6 +405,9 @@ impl Drop for World {
                     std::fs::read_to_string(log.path()).unwrap_or_default()
                 );
             }
+        }
+        if self.last {
+            return;
         }
         let mine = ListParams::default().labels(&format!("test={}", self.name));
         let (nodes, communities, pods) = (self.nodes(), self.communities(), self.pods());

@@ -1,8 +1,10 @@
 use std::time::Duration;
 
-use kube::api::{DeleteParams, Patch, PatchParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
+use super::kubelet::Kubelet;
 use super::world::World;
 
 #[test]
@@ -84,11 +86,13 @@ fn documents_and_certificates_follow_nodes_and_communities() {
 #[test]
 fn what_somebody_changes_or_deletes_is_put_right() {
     let mut world = World::new("mends");
-    world.start("one");
+    let operator = world.start("one");
     world.runtime.block_on(async {
+        world.template("agent:1", "--log=info").await;
         world.add_connector().await;
-        world.add_edge(1).await;
-        world.add_edge(2).await;
+        for number in 1..=3 {
+            world.add_edge(number).await;
+        }
         let connector = ["mends.connector".to_owned()];
         world
             .wait_until("edge2 has a document", async || world.peers(2).await == connector)
@@ -129,19 +133,86 @@ fn what_somebody_changes_or_deletes_is_put_right() {
             .await;
 
         // A node that goes takes its objects along, and leaves the others' alone.
+        for number in [1, 2] {
+            world
+                .wait_until("everything is there", async || {
+                    of_node(&world, number).await == ["ConfigMap", "Pod", "Secret", "a peer"]
+                })
+                .await;
+        }
+        Kubelet::start(&world);
+        goes(&world, 1).await;
+        assert_eq!(world.peers(2).await, connector);
+        assert_eq!(of_node(&world, 2).await, ["ConfigMap", "Pod", "Secret", "a peer"]);
+    });
+    assert!(world.terminate(operator));
+    // Also when no operator runs: that of the connector alone waits for one.
+    world.runtime.block_on(async {
+        delete(&world, 2).await;
         world
-            .nodes()
-            .delete("mends-edge1", &DeleteParams::default())
-            .await
-            .unwrap();
-        world
-            .wait_until("its objects are gone", async || {
-                world.maps().get_opt(map).await.unwrap().is_none()
-                    && world.secrets().get_opt(secret).await.unwrap().is_none()
+            .wait_until("its objects go with it", async || {
+                of_node(&world, 2).await == ["a peer"]
             })
             .await;
-        assert_eq!(world.peers(2).await, connector);
     });
+    world.start("two");
+    world.runtime.block_on(goes(&world, 2));
+    assert_eq!(world.runtime.block_on(world.peers(3)).len(), 1);
+}
+
+/// What is there of a node, apart from itself.
+async fn of_node(world: &World, number: usize) -> Vec<&'static str> {
+    let edge = world.edge(number);
+    let params = ListParams::default();
+    let with = |metadata: Vec<ObjectMeta>| {
+        let mut names = metadata.into_iter().filter_map(|meta| meta.name);
+        names.any(|name| name.contains(&edge))
+    };
+    let maps = world.maps().list_metadata(&params).await.unwrap().items;
+    let secrets = world.secrets().list_metadata(&params).await.unwrap().items;
+    let pods = world.pods().list_metadata(&params).await.unwrap().items;
+    let connector = world.document("connector-config").await.unwrap().0;
+    let name = format!("{}.{edge}", world.name);
+    let found = [
+        (
+            "ConfigMap",
+            with(maps.into_iter().map(|map| map.metadata).collect()),
+        ),
+        ("Pod", with(pods.into_iter().map(|pod| pod.metadata).collect())),
+        (
+            "Secret",
+            with(secrets.into_iter().map(|secret| secret.metadata).collect()),
+        ),
+        (
+            "a peer",
+            connector.peers.iter().any(|peer| peer.endpoint.name == name),
+        ),
+    ];
+    let found = found.into_iter().filter(|(_, there)| *there);
+    found.map(|(what, _)| what).collect()
+}
+
+async fn delete(world: &World, number: usize) {
+    let params = DeleteParams::default();
+    world.nodes().delete(&world.edge(number), &params).await.unwrap();
+}
+
+/// Deletes a node, unless somebody has, and waits until nothing of it is there.
+async fn goes(world: &World, number: usize) {
+    if world
+        .nodes()
+        .get_opt(&world.edge(number))
+        .await
+        .unwrap()
+        .is_some()
+    {
+        delete(world, number).await;
+    }
+    world
+        .wait_until("nothing of the node is left", async || {
+            of_node(world, number).await.is_empty()
+        })
+        .await;
 }
 
 #[test]

@@ -133,6 +133,8 @@ fn traces_of_flannel() -> [Value; 2] {
 fn run_the_operator(cluster: &Cluster) {
     let mut items = vec![
         node("release-cloud", "connector", "10.20.8.28", "10.233.64.0/24"),
+        // For whom there are cloud agents, and their document.
+        node("release-node1", "worker", "10.20.8.29", "10.233.67.0/24"),
         node("release-edge1", "edge", "192.168.1.2", "10.233.65.0/24"),
         node("release-edge2", "edge", "192.168.1.2", "10.233.66.0/24"),
     ];
@@ -158,6 +160,7 @@ fn run_the_operator(cluster: &Cluster) {
         "secret/connector-tls",
         "secret/fabedge-agent-tls-release-edge1",
         "configmap/fabedge-agent-config-release-edge2",
+        "configmap/fabedge-cloud-agent-config",
         "lease/fabedge-operator-leader",
     ] {
         cluster.wait_for(&format!("kubectl get -n fabedge {object} -o name"));
