@@ -25,7 +25,7 @@ const MIDDLE: usize = 100;
 /// A lease that is not given back runs out after 15 s.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Every document as its watch showed it.
+/// Every edge's document as its watch showed it. Other nodes of the cluster are none of ours.
 #[derive(Debug, Default)]
 struct Shown {
     generations: BTreeMap<String, u64>,
@@ -38,7 +38,7 @@ impl Shown {
         let shown = Arc::new(Mutex::new(Self::default()));
         let (maps, into) = (world.maps(), Arc::clone(&shown));
         world.runtime.spawn(async move {
-            let config = Config::default().labels("fabedge.io/created-by");
+            let config = Config::default().labels("fabedge.io/node");
             let mut maps = pin!(watcher(maps, config).default_backoff().applied_objects());
             loop {
                 if let Ok(Some(map)) = maps.try_next().await {
@@ -88,7 +88,7 @@ fn in_the_middle(world: &mut World) -> ([usize; 2], Arc<Mutex<Shown>>) {
 async fn followed(world: &World, shown: &Mutex<Shown>) -> Duration {
     let started = Instant::now();
     loop {
-        if shown.lock().unwrap().generations.len() == EDGES + 1 {
+        if shown.lock().unwrap().generations.len() == EDGES {
             let wrong = world.wrong(EDGES).await;
             if wrong.is_empty() {
                 break;
