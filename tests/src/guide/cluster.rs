@@ -17,7 +17,11 @@ use crate::command::{self, Output};
 use crate::place::Place;
 
 /// How long one question may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = ENDING;
+
+/// How long a pod may take to be gone, another in its place included: a kubelet may miss that one has ended until it looks
+/// after all of them, once a minute.
+pub const ENDING: Duration = Duration::from_secs(150);
 
 /// Between two looks at something that takes its time: each costs a process.
 const PAUSE: Duration = Duration::from_millis(400);

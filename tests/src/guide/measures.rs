@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, ENDING};
 use super::steps::CLOUD_AND_EDGES;
 use super::{Guide, names, unless};
 use crate::probe::stream::{Report, Stream};
@@ -24,7 +24,7 @@ const CHANGES: usize = 20;
 const QUICK: Duration = Duration::from_secs(3);
 
 /// How long anything of this may take.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = ENDING;
 
 /// Packets per second of a stream in which losses are counted, and their size.
 const RATE: u32 = 1000;
@@ -144,7 +144,7 @@ impl Guide {
             return Ok(unless(&problems, ""));
         }
         // The connector's pod is replaced, and who comes next asks it.
-        let rollout = "rollout status -n fabedge deployment/fabedge-connector --timeout=50s";
+        let rollout = "rollout status -n fabedge deployment/fabedge-connector --timeout=2m";
         cluster.kubectl(rollout)?;
         Ok(no_loss(report, &format!("both in {:.1} s", took.as_secs_f64())))
     }

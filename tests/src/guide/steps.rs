@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, ENDING};
 use super::rows::{missing, row};
 use super::traffic::{LONG, SHORT, Traffic, start_pod};
 use super::{Guide, unless};
@@ -38,12 +38,13 @@ impl Guide {
             "no-cni-on-edges" => {
                 let title = "Flannel's pods leave the edges";
                 self.row(title, |guide| {
-                    let took = guide.cluster.wait(title, CONVERGENCE, |cluster| {
+                    let took = guide.cluster.wait(title, ENDING, |cluster| {
                         ensure!(flannel_on_edges(cluster)?.is_empty(), "they are still there");
                         // The patch replaces those of cloud nodes too.
                         let status = &cluster.get("daemonset -n kube-system kube-flannel-ds")?["status"];
                         let fields = ["updatedNumberScheduled", "numberAvailable"];
-                        Ok(fields.iter().all(|field| status[field] == 2))
+                        ensure!(fields.iter().all(|field| status[field] == 2), "{status}");
+                        Ok(true)
                     })?;
                     Ok(judge(true, format!("{:.1} s", took.as_secs_f64())))
                 });

@@ -1,17 +1,13 @@
 //! What `helm uninstall` leaves: the custom resources with their definitions, and nothing on any node, so that another CNI
 //! can have the edges.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 
+use super::cluster::ENDING;
 use super::steps::flannel_on_edges;
 use super::{Guide, names, unless};
 use crate::suite::judge;
 use crate::table::Outcome;
-
-/// How long the last pods may take to end.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Prints what is ours on a node, a line each.
 const OURS: &str = "
@@ -30,7 +26,7 @@ impl Guide {
     pub(super) fn nothing_is_left(&mut self) -> Result<()> {
         let title = "only the custom resources stay in the cluster";
         self.row(title, |guide| {
-            let took = guide.cluster.wait(title, PATIENCE, |cluster| {
+            let took = guide.cluster.wait(title, ENDING, |cluster| {
                 let kinds = "deployment,daemonset,pod,podtemplate,configmap,secret,serviceaccount,service,role,rolebinding,lease,job";
                 let left: Vec<String> = names(&cluster.get(&format!("{kinds} -n fabedge"))?)
                     .into_iter()
@@ -73,7 +69,7 @@ impl Guide {
     /// A pod that is made anew has a network, which its node reaches.
     pub(super) fn edges_are_given_back(&mut self) -> Result<Outcome> {
         let title = "Flannel's pods are on the edges again";
-        let came = self.cluster.wait(title, PATIENCE, |cluster| {
+        let came = self.cluster.wait(title, ENDING, |cluster| {
             let edges = flannel_on_edges(cluster)?;
             ensure!(edges.len() == 2, "on {}", edges.join(", "));
             Ok(true)
