@@ -95,7 +95,11 @@ fn what_somebody_changes_or_deletes_is_put_right() {
         }
         let connector = ["mends.connector".to_owned()];
         world
-            .wait_until("edge2 has a document", async || world.peers(2).await == connector)
+            .wait_until("edges have documents", async || {
+                world.peers(1).await == connector
+                    && world.peers(2).await == connector
+                    && world.peers(3).await == connector
+            })
             .await;
         let map = "fabedge-agent-config-mends-edge1";
         let (before, _) = world.document(map).await.unwrap();
