@@ -10,7 +10,7 @@ mod settings;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-pub use cluster::{Cluster, ClusterSpec, ClusterStatus, Endpoint};
+pub use cluster::{Cluster, ClusterSpec, ClusterStatus, Endpoint, Registration};
 pub use community::{Community, CommunitySpec, CommunityStatus};
 pub use condition::{Condition, ConditionStatus};
 pub use settings::{Settings, SettingsSpec};

@@ -10,6 +10,7 @@ mod discover;
 mod events;
 mod lease;
 mod live;
+mod members;
 mod objects;
 mod pods;
 mod pools;
@@ -98,6 +99,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The network API has no port.
+    #[error(transparent)]
+    Members(#[from] members::Error),
     /// Signals could not be awaited.
     #[error("installing the handler of SIGTERM")]
     Signal(#[source] std::io::Error),
@@ -208,6 +212,8 @@ struct Operator {
     settings: Settings,
     filled: Filled,
     authority: Option<Arc<Authority>>,
+    /// On a host whose network API is to be served.
+    members: Option<members::Members>,
     status: Arc<Status>,
     /// When the next pass is due though nothing has changed.
     next: Instant,
@@ -224,7 +230,14 @@ impl Operator {
     ) -> Self {
         let namespace = &args.namespace;
         let keep = settings.cni == CniType::Calico && filled.spec.auto_keep_ip_pools != Some(false);
+        let listen = filled
+            .spec
+            .api_listen
+            .as_deref()
+            .and_then(|listen| listen.parse().ok());
         Self {
+            members: listen
+                .map(|listen| members::Members::new(&client, namespace, &settings.cluster, listen)),
             teller: Teller::new(&client, &settings.cluster, &args.identity, Arc::clone(&status)),
             live: Live::new(settings.cni),
             watch: watch::Watch::new(&client, namespace, settings.cni),
@@ -243,6 +256,9 @@ impl Operator {
     /// Learns what earlier operators published.
     async fn adopt(&mut self) -> Result<(), Error> {
         self.publisher.adopt().await?;
+        if let Some(members) = &mut self.members {
+            members.lead().await?;
+        }
         self.next = Instant::now();
         Ok(())
     }
@@ -298,6 +314,7 @@ impl Operator {
         let started = Instant::now();
         let (snapshot, mut findings) = self.live.snapshot();
         findings.extend(self.follow_pools());
+        findings.extend(members::Members::findings(&self.live));
         let previous = self.publisher.previous();
         let (topology, more) = topology::compute(&snapshot, &self.settings, &previous);
         findings.extend(more);
@@ -307,6 +324,13 @@ impl Operator {
             .any(|f| f.problem.object.starts_with("Node") && f.severity == Severity::Error);
         let kept = self.keep_pools(&topology, &mut findings).await;
         let (report, mut failures) = self.publish(&topology, whole, now).await;
+        if let Some((members, authority)) = self.members.as_mut().zip(self.authority.as_ref()) {
+            failures.extend(
+                members
+                    .pass(&self.live, &topology, &self.settings, authority, now)
+                    .await,
+            );
+        }
         findings.extend(self.pods.want(&topology, &self.live, &self.publisher, whole));
         // At once: a kubelet that is told of a new document fetches it.
         self.pods.plan(&self.live, now);

@@ -8,6 +8,7 @@ pub mod api;
 pub mod args;
 pub mod crds;
 pub mod discovery;
+pub mod federation;
 pub mod finding;
 pub mod kubernetes;
 pub mod observe;

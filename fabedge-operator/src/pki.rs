@@ -2,6 +2,7 @@
 
 pub mod authority;
 pub mod inspect;
+pub mod request;
 pub mod store;
 
 pub use authority::{Authority, Leaf};

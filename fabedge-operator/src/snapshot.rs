@@ -56,6 +56,12 @@ pub struct Community {
 /// Another cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
+    /// The token with which it may register, where there is one.
+    #[serde(default)]
+    pub token: Option<String>,
+    /// Its pod and service prefixes. Its endpoints say it in more detail.
+    #[serde(default)]
+    pub cidrs: Vec<IpNet>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
 }

@@ -9,6 +9,7 @@ mod cluster {
     mod failover;
     mod kubelet;
     mod lease;
+    mod members;
     mod metrics;
     mod pods;
     mod published;

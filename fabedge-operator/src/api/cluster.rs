@@ -81,4 +81,22 @@ pub struct ClusterStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// The use of its token. Without it the cluster has not registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registration: Option<Registration>,
+    /// What was left out of its last report, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
+}
+
+/// The use of a token: it is good for one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Registration {
+    /// Which token, by its claim `jti`.
+    pub token: String,
+    /// SHA-256 of the public key that was certified for it, 64 hexadecimal digits.
+    pub key: String,
+    /// When, RFC 3339.
+    pub time: String,
 }

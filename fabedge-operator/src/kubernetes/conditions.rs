@@ -314,6 +314,8 @@ pub fn cluster(shown: &Shown<'_, Cluster, ClusterStatus>, facts: &Facts<'_>, now
     ClusterStatus {
         observed_generation: shown.generation,
         conditions: stamped(said, &shown.status.conditions, shown.generation, now),
+        // As it is: the network API writes it.
+        ..shown.status.clone()
     }
 }
 

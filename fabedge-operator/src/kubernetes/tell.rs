@@ -434,7 +434,12 @@ async fn finished(running: &mut JoinSet<Outcome>) -> Outcome {
 async fn write(api: &Api<DynamicObject>, change: &Change) -> Result<Option<String>, kube::Error> {
     let status = match &change.status {
         Wanted::Community(status) => json!(status),
-        Wanted::Cluster(status) => json!(status),
+        // Without what the network API writes: it may be newer.
+        Wanted::Cluster(status) => json!(ClusterStatus {
+            registration: None,
+            refused: Vec::new(),
+            ..status.clone()
+        }),
     };
     let name = &change.object.name;
     let object = json!({

@@ -118,8 +118,7 @@ pub fn cluster(name: &str, spec: &api::ClusterSpec) -> Result<Cluster, Vec<Fault
     if !is_label(name) {
         faults.push(Fault::new("metadata.name", "is not one DNS label"));
     }
-    // Checked though not used here: its endpoints say it in more detail.
-    prefixes("spec.cidrs", &spec.cidrs, &mut faults);
+    let cidrs = prefixes("spec.cidrs", &spec.cidrs, &mut faults);
     let spellings = [
         ("spec.endpoints", &spec.endpoints),
         ("spec.endPoints", &spec.end_points),
@@ -136,7 +135,14 @@ pub fn cluster(name: &str, spec: &api::ClusterSpec) -> Result<Cluster, Vec<Fault
             endpoints.extend(endpoint(name, &format!("{field}[{i}]"), given, &mut faults));
         }
     }
-    done(Cluster { endpoints }, faults)
+    done(
+        Cluster {
+            token: spec.token.clone(),
+            cidrs,
+            endpoints,
+        },
+        faults,
+    )
 }
 
 fn endpoint(cluster: &str, field: &str, given: &api::Endpoint, faults: &mut Vec<Fault>) -> Option<Endpoint> {
@@ -162,6 +168,15 @@ fn endpoint(cluster: &str, field: &str, given: &api::Endpoint, faults: &mut Vec<
             format!(
                 "{:?} is not a name of this cluster: it must be {cluster}.<node>",
                 given.name
+            ),
+        ));
+    }
+    if (kind == EndpointType::Connector) != (given.name == format!("{cluster}.connector")) {
+        faults.push(Fault::new(
+            format!("{field}.type"),
+            format!(
+                "{} is not what {:?} can be: a cluster has one Connector, {cluster}.connector",
+                given.kind, given.name
             ),
         ));
     }
@@ -265,7 +280,7 @@ pub(super) fn hosts(field: &str, texts: &[String], faults: &mut Vec<Fault>) {
 }
 
 /// One DNS label (RFC 1123).
-pub(super) fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=63).contains(&text.len())
         && text.bytes().all(inner)
@@ -274,7 +289,7 @@ pub(super) fn is_label(text: &str) -> bool {
 }
 
 /// A DNS name: labels with dots between.
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -22,6 +22,27 @@ const BACKDATE: Duration = Duration::hours(1);
 
 /// id-kp-ipsecIKE (RFC 4945 §5.1.3.12). And nothing more: an IPsec certificate must not open an API.
 const IPSEC_IKE: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 17];
+
+/// What a certificate is for: one thing each, so that none opens what it was not made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// IKE, for an endpoint.
+    Ipsec,
+    /// Calling the network API, for a member cluster.
+    ApiClient,
+    /// Serving the network API, for the host cluster.
+    ApiServer,
+}
+
+impl Purpose {
+    fn usage(self) -> ExtendedKeyUsagePurpose {
+        match self {
+            Self::Ipsec => ExtendedKeyUsagePurpose::Other(IPSEC_IKE.to_vec()),
+            Self::ApiClient => ExtendedKeyUsagePurpose::ClientAuth,
+            Self::ApiServer => ExtendedKeyUsagePurpose::ServerAuth,
+        }
+    }
+}
 
 /// Why the authority is refused, or why it cannot issue.
 #[derive(Debug, thiserror::Error)]
@@ -193,12 +214,33 @@ impl Authority {
         (from, (from + LEAF_LIFETIME).min(self.not_after))
     }
 
-    /// Issues a certificate to the endpoint `name`: the distinguished name `C=CN, O=fabedge.io, CN=<name>` and
-    /// the same name as DNS name. It never outlives the authority.
+    /// Issues a certificate and a new key to the endpoint `name`, as [`Authority::certify`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn issue(&self, name: &str, now: OffsetDateTime) -> Result<Leaf, Error> {
+        let key = KeyPair::generate().map_err(|source| Error::Issue {
+            name: name.to_owned(),
+            source,
+        })?;
+        Ok(Leaf {
+            certificate: self.certify(name, Purpose::Ipsec, &key, now)?,
+            key: key.serialize_pem(),
+        })
+    }
+
+    /// Certifies that `key` is that of `name`: the distinguished name `C=CN, O=fabedge.io, CN=<name>` and the same
+    /// name as DNS name. The certificate never outlives the authority.
     ///
     /// # Errors
     /// When the library refuses the name, or the authority's name is one that cannot be written as it was.
-    pub fn issue(&self, name: &str, now: OffsetDateTime) -> Result<Leaf, Error> {
+    pub fn certify(
+        &self,
+        name: &str,
+        purpose: Purpose,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+    ) -> Result<String, Error> {
         let issue = |source| Error::Issue {
             name: name.to_owned(),
             source,
@@ -208,18 +250,14 @@ impl Authority {
         params.subject_alt_names = vec![SanType::DnsName(name.try_into().map_err(issue)?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(IPSEC_IKE.to_vec())];
+        params.extended_key_usages = vec![purpose.usage()];
         params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate().map_err(issue)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(issue)?;
+        let certificate = params.signed_by(key, &self.issuer).map_err(issue)?;
         // An authority of elsewhere may have a name that comes out otherwise than it went in.
         if !inspect::verifies(certificate.der(), &self.der) {
             return Err(Error::SelfCheck(name.to_owned()));
         }
-        Ok(Leaf {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        })
+        Ok(certificate.pem())
     }
 }
 

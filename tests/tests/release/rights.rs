@@ -25,7 +25,7 @@ const NOBODY: &str = "default";
 const MAY: &[Question] = &[
     (OPERATOR, "list watch", "nodes", "*", "-"),
     (OPERATOR, "list watch", "communities.fabedge.io", "*", "-"),
-    (OPERATOR, "list watch patch", "clusters.fabedge.io", "*", "-"),
+    (OPERATOR, "get list watch patch", "clusters.fabedge.io", "*", "-"),
     (OPERATOR, "patch", "communities.fabedge.io/status", "*", "-"),
     (OPERATOR, "patch", "clusters.fabedge.io/status", "*", "-"),
     (

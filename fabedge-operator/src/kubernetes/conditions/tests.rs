@@ -305,6 +305,7 @@ fn a_cluster_is_ready_when_its_connector_can_be_used() {
     };
     let registered = Cluster {
         endpoints: vec![endpoint],
+        ..Cluster::default()
     };
     let new = Cluster::default();
     let findings = [Finding::error(

@@ -147,9 +147,13 @@ fn another_clusters_connector_is_a_peer_of_ours_and_of_nobody_else() {
         endpoint("beijing.connector", Connector, "10.234.64.0/18"),
         endpoint("beijing.edge1", EdgeNode, "10.234.70.0/24"),
     ];
-    snapshot
-        .clusters
-        .insert("beijing".to_owned(), Cluster { endpoints });
+    snapshot.clusters.insert(
+        "beijing".to_owned(),
+        Cluster {
+            endpoints,
+            ..Cluster::default()
+        },
+    );
     join(
         &mut snapshot,
         "connectors",

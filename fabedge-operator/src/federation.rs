@@ -1,0 +1,8 @@
+//! How clusters join: the network API of the host cluster, and what members show to be let in.
+
+pub mod api;
+pub mod caller;
+pub mod failures;
+pub mod listener;
+pub mod report;
+pub mod token;

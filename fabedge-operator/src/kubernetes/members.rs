@@ -1,0 +1,403 @@
+//! Member clusters, on the host: the tokens with which they register, and what the network API reads and writes.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use fabedge_common::config::{self, EndpointType};
+use ipnet::IpNet;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::DynamicObject;
+use kube::{Api, Client};
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpListener;
+use tokio::sync::watch as channel;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use super::live::Live;
+use super::{MANAGER, objects, watch};
+use crate::api::{ClusterSpec, ClusterStatus, Endpoint, Registration};
+use crate::federation::api::{Registry, Unavailable, View, router};
+use crate::federation::listener;
+use crate::federation::report::{Others, Owner};
+use crate::federation::token::{self, Tokens};
+use crate::finding::Finding;
+use crate::pki::Authority;
+use crate::reporter::chain;
+use crate::snapshot::Settings;
+use crate::topology::Topology;
+
+/// Secret with the key that signs tokens.
+const SECRET: &str = "fabedge-token-key";
+const KEY: &str = "key.pem";
+
+/// A token that nobody has used is replaced when this is left of its life.
+const RENEW: time::Duration = time::Duration::hours(4);
+
+/// Attempts to note the use of a token while others write the Cluster.
+const ATTEMPTS: usize = 5;
+
+/// Why something about members did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The port.
+    #[error(
+        "serving the network API at {listen}: is the port in use? (operator.operatorAPIServer.listenAddress)"
+    )]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The Secret of the key.
+    #[error("{action} the Secret {SECRET}")]
+    Secret {
+        /// What was attempted.
+        action: &'static str,
+        /// Why it failed.
+        source: kube::Error,
+    },
+    /// The key in it.
+    #[error(
+        "the Secret {SECRET} has no key that signs tokens: delete it to have a new one made; tokens that nobody has \
+             used are then replaced"
+    )]
+    Key(#[source] token::Error),
+    /// A token.
+    #[error("making a token for Cluster {0}")]
+    Token(String, #[source] token::Error),
+    /// It could not be handed out.
+    #[error("writing the token of Cluster {0}")]
+    Write(String, #[source] kube::Error),
+}
+
+/// What the leader of a host keeps about members.
+#[derive(Debug)]
+pub struct Members {
+    clusters: Api<DynamicObject>,
+    secrets: Api<Secret>,
+    cluster: String,
+    listen: SocketAddr,
+    tokens: Option<Arc<Tokens>>,
+    view: channel::Sender<Option<Arc<View>>>,
+    serving: JoinSet<()>,
+}
+
+impl Members {
+    /// Does nothing yet.
+    pub fn new(client: &Client, namespace: &str, cluster: &str, listen: SocketAddr) -> Self {
+        Self {
+            clusters: watch::custom(client, "Cluster", "clusters"),
+            secrets: Api::namespaced(client.clone(), namespace),
+            cluster: cluster.to_owned(),
+            listen,
+            tokens: None,
+            view: channel::Sender::new(None),
+            serving: JoinSet::new(),
+        }
+    }
+
+    /// Serves the network API, as only a leader does: whoever calls another replica is refused at once, and tries again.
+    ///
+    /// # Errors
+    /// When there is no port.
+    pub async fn lead(&mut self) -> Result<(), Error> {
+        let listener = TcpListener::bind(self.listen)
+            .await
+            .map_err(|source| Error::Listen {
+                listen: self.listen,
+                source,
+            })?;
+        let registry = Clusters {
+            api: self.clusters.clone(),
+        };
+        let view = self.view.subscribe();
+        self.serving.spawn(listener::serve(
+            listener,
+            self.cluster.clone(),
+            view.clone(),
+            router(view, registry),
+        ));
+        info!(listen = %self.listen, "serving the network API");
+        Ok(())
+    }
+
+    /// What was left out of members' reports.
+    pub fn findings(live: &Live) -> impl Iterator<Item = Finding> {
+        live.clusters().flat_map(|shown| {
+            let object = format!("Cluster {}", shown.name);
+            let refused = shown.status.refused.iter();
+            refused.map(move |why| Finding::warning(&object, "its report", format!("{why}: left out")))
+        })
+    }
+
+    /// Hands out tokens, and shows the network API what is so now. Returns what failed.
+    pub async fn pass(
+        &mut self,
+        live: &Live,
+        topology: &Topology,
+        settings: &Settings,
+        authority: &Arc<Authority>,
+        now: OffsetDateTime,
+    ) -> Vec<String> {
+        let tokens = match &self.tokens {
+            Some(tokens) => Arc::clone(tokens),
+            None => match self.open().await {
+                Ok(tokens) => Arc::clone(self.tokens.insert(Arc::new(tokens))),
+                Err(error) => return vec![chain(&error)],
+            },
+        };
+        let mut failures = Vec::new();
+        for shown in live.clusters() {
+            let Some(known) = shown.good.filter(|_| shown.name != self.cluster) else {
+                continue;
+            };
+            let joined = shown.status.registration.is_some() || !known.endpoints.is_empty();
+            if !joined
+                && wants_token(known.token.as_deref(), &tokens, authority, now)
+                && let Err(error) = self.hand_out(shown.name, &tokens, authority, now).await
+            {
+                failures.push(chain(&error));
+            }
+        }
+        self.view
+            .send_replace(Some(Arc::new(view(live, topology, settings, authority, &tokens))));
+        failures
+    }
+
+    async fn hand_out(
+        &self,
+        cluster: &str,
+        tokens: &Tokens,
+        authority: &Authority,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        let token = tokens
+            .issue(cluster, authority.der(), now)
+            .map_err(|e| Error::Token(cluster.to_owned(), e))?;
+        let patch = json!({"spec": {"token": token}});
+        match self
+            .clusters
+            .patch(cluster, &params(), &Patch::Merge(&patch))
+            .await
+        {
+            Ok(_) => {
+                info!(cluster, "made a token for a cluster that has not registered");
+                Ok(())
+            }
+            // Gone meanwhile: its watch tells.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(Error::Write(cluster.to_owned(), source)),
+        }
+    }
+
+    /// Loads the key that signs tokens, or makes one where there is none.
+    async fn open(&self) -> Result<Tokens, Error> {
+        let failed = |action| move |source| Error::Secret { action, source };
+        let secret = match self.secrets.get_opt(SECRET).await.map_err(failed("reading"))? {
+            Some(secret) => secret,
+            None => {
+                // A second or so of computing.
+                let key = tokio::task::spawn_blocking(token::generate_key)
+                    .await
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+                    .map_err(Error::Key)?;
+                let made = Secret {
+                    metadata: kube::api::ObjectMeta {
+                        name: Some(SECRET.to_owned()),
+                        ..Default::default()
+                    },
+                    data: Some([(KEY.to_owned(), ByteString(key.into_bytes()))].into()),
+                    ..Secret::default()
+                };
+                // Created, not applied: one that somebody made meanwhile stays.
+                match self.secrets.create(&PostParams::default(), &made).await {
+                    Ok(secret) => secret,
+                    Err(kube::Error::Api(status)) if status.code == 409 => {
+                        self.secrets.get(SECRET).await.map_err(failed("reading"))?
+                    }
+                    Err(source) => return Err(failed("making")(source)),
+                }
+            }
+        };
+        Tokens::new(&objects::text(&secret, KEY).unwrap_or_default()).map_err(Error::Key)
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+/// Whether a cluster that has not registered needs another token: it has none, or one that is not of this key and
+/// authority, or is about to end.
+fn wants_token(token: Option<&str>, tokens: &Tokens, authority: &Authority, now: OffsetDateTime) -> bool {
+    token
+        .and_then(|token| tokens.check(token, now + RENEW).ok())
+        .is_none_or(|claims| claims.ca_hash != token::ca_hash(authority.der()))
+}
+
+/// What the network API answers from.
+fn view(
+    live: &Live,
+    topology: &Topology,
+    settings: &Settings,
+    authority: &Arc<Authority>,
+    tokens: &Arc<Tokens>,
+) -> View {
+    let (snapshot, _) = live.snapshot();
+    let mut others = Others::default();
+    for net in settings.pod_ranges() {
+        others.add(net, Owner::Host("pods"));
+    }
+    for net in &settings.service_cidrs {
+        others.add(*net, Owner::Host("services"));
+    }
+    for edge in topology.edges.values() {
+        for net in &edge.subnets {
+            others.add(*net, Owner::Host("pods"));
+        }
+    }
+    for net in &topology.connector.node_subnets {
+        others.add(*net, Owner::Host("nodes"));
+    }
+    let texts = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let own: Vec<IpNet> = settings
+        .pod_ranges()
+        .chain(settings.service_cidrs.clone())
+        .collect();
+    let mut cidrs = BTreeMap::from([(topology.cluster.clone(), texts(&IpNet::aggregate(&own)))]);
+    let mut endpoints = vec![wire(&topology.connector)];
+    let members = snapshot
+        .clusters
+        .iter()
+        .filter(|(name, _)| **name != topology.cluster);
+    for (name, cluster) in members.clone() {
+        let nets = cluster.endpoints.iter();
+        let nets = nets.flat_map(|endpoint| endpoint.subnets.iter().chain(&endpoint.node_subnets));
+        for net in nets.chain(&cluster.cidrs) {
+            others.add(*net, Owner::Member(name.clone()));
+        }
+        cidrs.insert(name.clone(), texts(&cluster.cidrs));
+        endpoints.extend(cluster.endpoints.iter().map(wire));
+    }
+    View {
+        authority: Arc::clone(authority),
+        tokens: Arc::clone(tokens),
+        clusters: members.map(|(name, _)| name.clone()).collect(),
+        communities: snapshot
+            .communities
+            .into_iter()
+            .map(|(name, community)| (name, community.members))
+            .collect(),
+        endpoints,
+        cidrs,
+        others,
+    }
+}
+
+/// An endpoint as the API and custom resources have it.
+fn wire(endpoint: &config::Endpoint) -> Endpoint {
+    let texts = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect();
+    Endpoint {
+        id: endpoint.id.clone(),
+        name: endpoint.name.clone(),
+        public_addresses: endpoint.public_addresses.clone(),
+        subnets: texts(&endpoint.subnets),
+        node_subnets: texts(&endpoint.node_subnets),
+        kind: match endpoint.kind {
+            EndpointType::Connector => "Connector".to_owned(),
+            // Cloud nodes are nobody's peers: they are never told of.
+            EndpointType::EdgeNode | EndpointType::CloudNode => "EdgeNode".to_owned(),
+        },
+        port: endpoint.port,
+    }
+}
+
+/// The Clusters, to which the network API writes.
+struct Clusters {
+    api: Api<DynamicObject>,
+}
+
+fn unavailable(error: &kube::Error) -> Unavailable {
+    Unavailable(chain(error))
+}
+
+impl Registry for Clusters {
+    async fn redeem(&self, cluster: &str, id: &str, fingerprint: &str) -> Result<bool, Unavailable> {
+        for _ in 0..ATTEMPTS {
+            let object = self.api.get(cluster).await.map_err(|e| unavailable(&e))?;
+            let status: ClusterStatus = object
+                .data
+                .get("status")
+                .and_then(|status| serde_json::from_value(status.clone()).ok())
+                .unwrap_or_default();
+            if let Some(known) = status.registration {
+                return Ok(known.token == id && known.key == fingerprint);
+            }
+            let registration = Registration {
+                token: id.to_owned(),
+                key: fingerprint.to_owned(),
+                time: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
+            };
+            // Only as long as nobody else has written it: two callers with one token must not both be the first.
+            let patch = json!({
+                "metadata": {"resourceVersion": object.metadata.resource_version},
+                "status": {"registration": registration},
+            });
+            match self
+                .api
+                .patch_status(cluster, &params(), &Patch::Merge(&patch))
+                .await
+            {
+                Ok(_) => {
+                    info!(cluster, "a cluster has registered");
+                    return Ok(true);
+                }
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(unavailable(&error)),
+            }
+        }
+        Err(Unavailable(format!(
+            "Cluster {cluster} is written to all the time"
+        )))
+    }
+
+    async fn report(&self, cluster: &str, taken: ClusterSpec, refused: &[String]) -> Result<(), Unavailable> {
+        let object = self.api.get(cluster).await.map_err(|e| unavailable(&e))?;
+        let mut spec = json!({"cidrs": taken.cidrs, "endpoints": taken.endpoints});
+        let there = object.data.get("spec");
+        let same = |field: &str| {
+            let there = there.and_then(|spec| spec.get(field)).cloned();
+            there.unwrap_or_else(|| json!([])) == spec[field]
+        };
+        let older = there.is_some_and(|spec| spec.get("endPoints").is_some());
+        if older || !same("cidrs") || !same("endpoints") {
+            // An older operator's spelling of the same.
+            spec["endPoints"] = json!(null);
+            let patch = json!({"spec": spec});
+            self.api
+                .patch(cluster, &params(), &Patch::Merge(&patch))
+                .await
+                .map_err(|e| unavailable(&e))?;
+        }
+        let known = object.data.get("status").and_then(|status| status.get("refused"));
+        if known.cloned().unwrap_or_else(|| json!([])) != json!(refused) {
+            let patch = json!({"status": {"refused": refused}});
+            self.api
+                .patch_status(cluster, &params(), &Patch::Merge(&patch))
+                .await
+                .map_err(|e| unavailable(&e))?;
+        }
+        Ok(())
+    }
+}
