@@ -78,7 +78,7 @@ pub struct RunArgs {
     /// which hold no credentials for it.
     #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
     pub config_map: Option<ConfigMapName>,
-    /// The certificate authority that peers' certificates must come from, PEM.
+    /// The certificate authorities that peers' certificates must come from, PEM, one or more.
     #[arg(long, default_value = "/etc/ipsec.d/cacerts/ca.crt")]
     pub ca_cert: PathBuf,
     /// This node's certificate, PEM.
@@ -87,6 +87,9 @@ pub struct RunArgs {
     /// The certificate's private key, PEM.
     #[arg(long, default_value = "/etc/ipsec.d/private/tls.key")]
     pub key: PathBuf,
+    /// What the authorities have revoked, PEM, one list or more. Default: ca.crl beside the authorities, where it is there.
+    #[arg(long)]
+    pub crl: Option<PathBuf>,
     /// Who performs ESP: the kernel behind an xfrm interface, or charon's kernel-libipsec plugin behind a TUN.
     #[arg(long, value_enum, default_value_t = TunnelChoice::Auto)]
     pub tunnel: TunnelChoice,

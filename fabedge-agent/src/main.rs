@@ -145,8 +145,13 @@ fn subsystems(cli: &Cli, args: Option<&RunArgs>) -> anyhow::Result<Subsystems> {
             authorities: args.ca_cert.clone(),
             certificate: args.cert.clone(),
             key: args.key.clone(),
+            revocations: args
+                .crl
+                .clone()
+                .unwrap_or_else(|| args.ca_cert.with_file_name("ca.crl")),
         }),
         copies: Some(tunnels::credentials::Paths::within(&cli.state_dir)),
+        peers: Some(cli.state_dir.join("peers.der")),
         kind: args.and_then(|args| args.tunnel.forced()),
     };
     Ok(Subsystems {

@@ -1,9 +1,9 @@
 //! Subsystem tunnels: charon's connections, credentials and SAs, over VICI. charon owns its SAs; what is ours is what
 //! bears [`crate::marks::CONNECTION_PREFIX`] in its name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::desired::tunnels as desired;
 use crate::facts::TunnelKind;
@@ -17,16 +17,21 @@ pub mod events;
 pub mod initiate;
 pub mod leftovers;
 pub mod messages;
+pub mod peers;
 pub mod plan;
 pub mod report;
+pub mod revocations;
+mod trust;
 pub mod vici;
 
-use credentials::{Files, Material, Origin, Paths};
+use credentials::{Files, Material, Paths};
 use initiate::Initiator;
 use leftovers::Leftovers;
 use messages::{Conns, ListSa, Stats};
+use peers::Peers;
 use plan::{Actual, Doomed, Ike, SaPlan};
 use report::Report;
+use revocations::Revoked;
 use vici::{Connection, Empty};
 
 /// The plugin that makes charon perform ESP itself.
@@ -47,6 +52,8 @@ pub struct Options {
     pub paths: Paths,
     /// Where copies of them are kept for a start without the cloud.
     pub copies: Option<Paths>,
+    /// Where the certificates of peers are kept.
+    pub peers: Option<PathBuf>,
     /// Who must perform ESP; none: whoever charon is set up for.
     pub kind: Option<TunnelKind>,
 }
@@ -57,6 +64,7 @@ impl Default for Options {
             socket: "/var/run/charon.vici".into(),
             paths: Paths::default(),
             copies: None,
+            peers: None,
             kind: None,
         }
     }
@@ -127,6 +135,9 @@ pub struct Tunnels {
     loaded: BTreeMap<String, desired::Connection>,
     material: Option<Material>,
     initiator: Option<Initiator>,
+    peers: Option<Peers>,
+    /// Certificates on which no SA rests any more, since they were revoked.
+    enforced: Option<BTreeSet<Revoked>>,
     netlink: Option<Netlink>,
     /// It was said that others can read the private key.
     warned: bool,
@@ -147,6 +158,10 @@ pub struct Plan {
     pub credentials: Option<Material>,
     /// Why the files' key and certificates are not taken; older ones stay in use.
     pub refused: Option<String>,
+    /// Why revocation lists are not taken; older ones stay in use.
+    pub flaws: Vec<String>,
+    /// IKE_SAs that may rest on a certificate that was revoked.
+    pub barred: BTreeSet<Doomed>,
     /// Connections and SAs.
     pub sas: SaPlan,
     /// The key to take from charon, as it is of no use any more.
@@ -168,6 +183,8 @@ impl Tunnels {
             loaded: BTreeMap::new(),
             material: None,
             initiator: None,
+            peers: None,
+            enforced: None,
             netlink: None,
             warned: false,
             fresh: None,
@@ -206,14 +223,15 @@ impl Tunnels {
         Some(first + Duration::from_millis(100))
     }
 
-    /// The files with key and certificates, to be watched.
-    pub fn credential_files(&self) -> [PathBuf; 3] {
+    /// The files with key, certificates and revocation lists, to be watched.
+    pub fn credential_files(&self) -> [PathBuf; 4] {
         let Paths {
             authorities,
             certificate,
             key,
+            revocations,
         } = self.options.paths.clone();
-        [authorities, certificate, key]
+        [authorities, certificate, key, revocations]
     }
 
     /// What charon reports by itself, as reasons for a pass.
@@ -258,6 +276,9 @@ impl Tunnels {
                 vici
             }
         };
+        let Options { socket, peers, .. } = &self.options;
+        self.peers
+            .get_or_insert_with(|| Peers::new(socket.clone(), peers.clone()));
         Ok(self.vici.insert(vici))
     }
 
@@ -327,32 +348,6 @@ impl Tunnels {
         let overdue = self.excess.iter().filter(|(_, since)| since.elapsed() > GRACE);
         overdue.map(|(child, _)| child.clone()).collect()
     }
-
-    /// Key and certificates as the files have them now, if they are fit for use.
-    fn read_credentials(&mut self, id: &str) -> Result<Material, credentials::Error> {
-        let paths = &self.options.paths;
-        let (files, origin) = Files::read_or_kept(paths, self.options.copies.as_ref())?;
-        if files.key_exposed && !self.warned {
-            tracing::warn!(path = %paths.key.display(), "others can read the private key: set its mode to 0600");
-        }
-        self.warned = files.key_exposed;
-        let material = files.check(paths, id, SystemTime::now())?;
-        self.fresh = (origin == Origin::Mounted).then_some(files);
-        Ok(material)
-    }
-
-    /// Keeps copies of what charon has just taken.
-    fn keep_credentials(&mut self) {
-        if let (Some(files), Some(copies)) = (self.fresh.take(), &self.options.copies)
-            && let Err(error) = files.keep(copies)
-        {
-            tracing::warn!(
-                path = %copies.key.display(),
-                %error,
-                "key and certificates are not kept: this node cannot start without the cloud"
-            );
-        }
-    }
 }
 
 impl Subsystem for Tunnels {
@@ -372,11 +367,13 @@ impl Subsystem for Tunnels {
             anchors: self.plan_anchors(desired).await?,
             ..Plan::default()
         };
+        plan.barred = self.barred(desired, &actual).await?;
         match desired.connections.values().next() {
             None => plan.unload_key = self.material.as_ref().map(|material| material.key_id.clone()),
             Some(connection) => match self.read_credentials(&connection.local_id) {
-                Ok(material) => {
-                    plan.credentials = Some(material).filter(|new| self.material.as_ref() != Some(new))
+                Ok((material, flaws)) => {
+                    plan.credentials = Some(material).filter(|new| self.material.as_ref() != Some(new));
+                    plan.flaws = flaws;
                 }
                 Err(error) => plan.refused = Some(chain(&error)),
             },

@@ -15,9 +15,11 @@ mod world;
 use std::time::Duration;
 
 use fabedge_agent::facts::TunnelKind;
-use pki::Authority;
+use pki::{Authority, serial};
 use site::{Site, kind};
-use world::{CLOUD, World, connector_document, edge_document, start};
+use world::{
+    CLOUD, World, both_edges_document, connector_document, edge_document, second_edge_document, start,
+};
 
 #[test]
 fn a_tunnel_comes_up_and_carries_both_families() {
@@ -303,4 +305,170 @@ fn a_nat_that_remaps_cuts_an_idle_edge_off_only_briefly() {
             .is_some_and(|remote| remote.starts_with("172.16.2.77:"))
     });
     assert!(world.edge.succeeds(PING));
+}
+
+/// A thousand packets a second there and back.
+const STREAM: &str = "ping -q -i 0.001 -W 1 -c 15000 10.233.64.1";
+
+/// Sees that a stream lasted until now and lost nothing.
+fn lossless(mut stream: std::process::Child, during: &str) {
+    assert!(stream.try_wait().unwrap().is_none(), "the stream ended too early");
+    let (received, summary) = received(stream);
+    println!("{} of 15000 packets lost while {during}", 15000 - received);
+    assert_eq!(received, 15000, "{summary}");
+}
+
+#[test]
+fn another_authority_takes_over_without_a_loss() {
+    let world = start(World::new());
+    let old = &world.authority;
+    let new = Authority::new("fabedge-ca");
+    let sites = [
+        (&world.edge, "fabedge.edge2"),
+        (&world.connector, "fabedge.connector"),
+    ];
+    let spi = |site: &Site, peer: &str| site.peer(peer).children[0].spi_in.clone();
+    let before = spi(&world.edge, "fabedge.connector");
+    let trust = |text: &str| {
+        for (site, _) in sites {
+            std::fs::write(site.path("ca.crt"), text).unwrap();
+        }
+    };
+    let settled = |authorities: usize| {
+        for (site, _) in sites {
+            site.wait(&format!("{authorities} authorities at charon"), 10, |site| {
+                site.authorities() == authorities
+            });
+            site.wait_idle();
+            assert_eq!(site.failures().len(), 0, "{:?}", site.failures());
+        }
+    };
+    let both = format!("{}{}", new.pem, old.pem);
+
+    let pings = world.edge.start(STREAM);
+    trust(&both);
+    settled(2);
+    for (site, name) in sites {
+        new.certify(site, name);
+        std::fs::write(site.path("ca.crt"), &both).unwrap();
+        settled(2);
+    }
+    trust(&new.pem);
+    settled(1);
+    lossless(pings, "the authority changed");
+    assert_eq!(
+        spi(&world.edge, "fabedge.connector"),
+        before,
+        "no SA is dropped for it"
+    );
+
+    // What the new one certified serves for new SAs.
+    let anew = || {
+        world.connector.clear_document();
+        world.edge.wait("loss of the tunnel", 5, |site| {
+            !site.peer("fabedge.connector").ready
+        });
+        world.connector.document(&connector_document(CLOUD));
+    };
+    anew();
+    world.edge.wait("tunnel by the new authority", 40, |site| {
+        site.peer("fabedge.connector").ready
+    });
+
+    // What the old one certified is worth nothing, whatever its holder trusts.
+    old.certify(&world.edge, "fabedge.edge2");
+    std::fs::write(world.edge.path("ca.crt"), &both).unwrap();
+    world.edge.wait_idle();
+    anew();
+    world.edge.wait("refusal in the report", 40, |site| {
+        site.peer("fabedge.connector")
+            .error
+            .is_some_and(|error| error.contains("AUTHENTICATION_FAILED"))
+    });
+    assert!(!world.edge.peer("fabedge.connector").ready);
+}
+
+#[test]
+fn who_is_revoked_goes_and_stays_away_and_others_stay() {
+    let world = World::new();
+    let mut other = world.second_edge();
+    let mut world = start(world);
+    other.start_charon();
+    other.start_agent();
+    other.document(&second_edge_document());
+    world.connector.document(&both_edges_document());
+    other.wait_ready("fabedge.connector");
+    let device = kind().device();
+    other.run(&format!(
+        "ip route replace 10.233.64.0/23 dev {device} src 10.233.67.1"
+    ));
+    world.connector.run(&format!(
+        "ip route replace 10.233.67.0/24 dev {device} src 10.233.64.1"
+    ));
+    world.connector.wait_idle();
+    // An agent that started after they came knows them as well.
+    world.connector.stop_agent();
+    world.connector.start_agent();
+    world.connector.wait_ready("fabedge.edge2");
+
+    let deliver = |text: &str| {
+        for site in [&world.edge, &world.connector, &other] {
+            std::fs::write(site.path("ca.crl"), text).unwrap();
+        }
+    };
+    let ready = |site: &Site, peer: &str| site.peer(peer).ready;
+    let pings = other.start(STREAM);
+    let spi = other.peer("fabedge.connector").children[0].spi_in.clone();
+    let revoked = serial(&world.edge);
+    deliver(&world.authority.revoke(1, &[]));
+    for site in [&world.edge, &world.connector, &other] {
+        site.wait_idle();
+        assert_eq!(site.failures().len(), 0, "{:?}", site.failures());
+    }
+    assert!(
+        ready(&world.edge, "fabedge.connector"),
+        "an empty list concerns nobody"
+    );
+
+    deliver(&world.authority.revoke(2, std::slice::from_ref(&revoked)));
+    let took = world.connector.wait("end of the revoked peer's SAs", 5, |site| {
+        site.peer("fabedge.edge2").children.is_empty()
+    });
+    println!("the SAs of a revoked peer gone {took:?} after the list came");
+    world.edge.wait("refusal in the report", 10, |site| {
+        site.peer("fabedge.connector")
+            .error
+            .is_some_and(|error| error.contains("AUTHENTICATION_FAILED"))
+    });
+    world.connector.wait_idle();
+
+    // A list that nobody trusts neither counts nor harms.
+    let strangers = Authority::new("fabedge-ca").revoke(3, &[serial(&other)]);
+    for (text, words) in [
+        (strangers.as_str(), "not signed by"),
+        ("no list", "no such block"),
+    ] {
+        deliver(text);
+        world
+            .connector
+            .wait(&format!("refusal with {words:?}"), 5, |site| {
+                site.failures()
+                    .iter()
+                    .any(|(object, text)| object == "revocation list" && text.contains(words))
+            });
+        assert!(!ready(&world.connector, "fabedge.edge2") && ready(&world.connector, "fabedge.edge3"));
+    }
+    deliver(&world.authority.revoke(3, std::slice::from_ref(&revoked)));
+    lossless(pings, "another peer was revoked");
+    assert_eq!(other.peer("fabedge.connector").children[0].spi_in, spi);
+    assert!(
+        !ready(&world.connector, "fabedge.edge2"),
+        "the revoked one is back"
+    );
+
+    // With another certificate it is welcome again.
+    world.authority.certify(&world.edge, "fabedge.edge2");
+    world.edge.wait("tunnel with another certificate", 40, |site| {
+        ready(site, "fabedge.connector")
+    });
 }

@@ -124,7 +124,11 @@ args:
 - {{ printf "--metrics-listen=%s" $metrics | quote }}
 {{- if eq $role "edge" }}
 - --masq-outgoing={{ (include "fabedge.cluster" $root | fromJson).masqOutgoing }}
-{{- else }}
+{{- end }}
+{{- if ne $role "cloud" }}
+- --crl=/etc/swanctl/x509crl/ca.crl
+{{- end }}
+{{- if ne $role "edge" }}
 env:
 - name: NAMESPACE
   valueFrom:
@@ -219,10 +223,13 @@ annotations:
     type: DirectoryOrCreate
 {{- end -}}
 
-{{/* Where an agent that has tunnels finds its key and certificates, as strongSwan's own tools expect them. */}}
+{{/* Where an agent that has tunnels finds its key, certificates and revocation lists, as strongSwan's own tools expect them. */}}
 {{- define "fabedge.tlsMount" -}}
 - name: tls
   mountPath: /etc/ipsec.d
+  readOnly: true
+- name: crl
+  mountPath: /etc/swanctl/x509crl
   readOnly: true
 {{- end -}}
 
@@ -240,6 +247,15 @@ annotations:
       path: certs/tls.crt
     - key: tls.key
       path: private/tls.key
+# What the authority has revoked. A volume of its own, for the whole of it may be missing.
+- name: crl
+  secret:
+    secretName: {{ . }}
+    optional: true
+    defaultMode: 256
+    items:
+    - key: ca.crl
+      path: ca.crl
 {{- end -}}
 
 {{/* The container strongswan. Connections, keys and certificates come from the agent by charon's socket. */}}

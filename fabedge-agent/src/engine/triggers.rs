@@ -125,9 +125,9 @@ async fn watch_pods(state_dir: PathBuf, trigger: Arc<Notify>) {
     }
 }
 
-/// Passes when key or certificates are replaced. The folders above theirs are watched too: a Secret volume swaps a link
+/// Passes when key, certificates or revocation lists are replaced. The folders above theirs are watched too: a Secret volume swaps a link
 /// in its root.
-async fn watch_credentials(files: [PathBuf; 3], trigger: Arc<Notify>) {
+async fn watch_credentials(files: [PathBuf; 4], trigger: Arc<Notify>) {
     let folders: BTreeSet<&Path> = files
         .iter()
         .flat_map(|file| file.ancestors().skip(1).take(2))
@@ -194,7 +194,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         swap(root, "..1");
-        let files = ["ca.crt", "tls.crt", "tls.key"].map(|name| root.join("certs").join(name));
+        let files = ["ca.crt", "tls.crt", "tls.key", "ca.crl"].map(|name| root.join("certs").join(name));
         let trigger = Arc::new(Notify::new());
         let watching = tokio::spawn(watch_credentials(files, Arc::clone(&trigger)));
         assert!(
@@ -213,7 +213,7 @@ mod tests {
     #[tokio::test]
     async fn so_does_one_that_is_written_in_its_place() {
         let dir = tempfile::tempdir().unwrap();
-        let files = ["ca.crt", "tls.crt", "tls.key"].map(|name| dir.path().join(name));
+        let files = ["ca.crt", "tls.crt", "tls.key", "ca.crl"].map(|name| dir.path().join(name));
         let trigger = Arc::new(Notify::new());
         let watching = tokio::spawn(watch_credentials(files.clone(), Arc::clone(&trigger)));
         for content in ["a certificate", "another certificate"] {

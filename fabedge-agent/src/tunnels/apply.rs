@@ -3,6 +3,7 @@
 use super::credentials::Material;
 use super::initiate::{self, Initiator};
 use super::messages;
+use super::plan::Doomed;
 use super::vici;
 use super::{Error, Plan, Tunnels, anchors, credentials, leftovers};
 use crate::subsystem::Outcome;
@@ -31,19 +32,19 @@ impl Tunnels {
         }
     }
 
-    async fn load_credentials(&mut self, material: &Material) -> Result<(), Error> {
-        let blob = |data: &[u8]| messages::Blob(data.to_vec());
-        for authority in &material.authorities {
-            self.command(
-                "load-cert",
-                &messages::LoadCert {
-                    kind: "X509",
-                    flag: "CA",
-                    data: blob(authority),
-                },
-            )
-            .await?;
-        }
+    async fn load_certificate(
+        &mut self,
+        kind: &'static str,
+        flag: &'static str,
+        der: &[u8],
+    ) -> Result<(), Error> {
+        let data = messages::Blob(der.to_vec());
+        self.command("load-cert", &messages::LoadCert { kind, flag, data })
+            .await
+    }
+
+    /// Gives charon the key; returns charon's name for it.
+    async fn load_key(&mut self, material: &Material) -> Result<String, Error> {
         let vici = self
             .vici
             .as_mut()
@@ -51,22 +52,26 @@ impl Tunnels {
             .ok_or(Error::Gone)?;
         let key = messages::LoadKey {
             kind: "any",
-            data: blob(&material.key),
+            data: messages::Blob(material.key.clone()),
         };
         let reply: messages::LoadedKey = vici.call("load-key", &key).await?;
-        let id = match (reply.success, reply.id) {
-            (true, Some(id)) => id,
+        match (reply.success, reply.id) {
+            (true, Some(id)) => Ok(id),
             (_, _) => {
                 let reason = reply
                     .errmsg
                     .unwrap_or_else(|| "it gives the key no id".to_owned());
-                return Err(vici::Error::Refused {
+                Err(vici::Error::Refused {
                     command: "load-key",
                     reason,
                 }
-                .into());
+                .into())
             }
-        };
+        }
+    }
+
+    async fn load_credentials(&mut self, material: &Material) -> Result<(), Error> {
+        let id = self.load_key(material).await?;
         let previous = self
             .material
             .as_ref()
@@ -84,17 +89,31 @@ impl Tunnels {
             }
             .into());
         }
-        self.command(
-            "load-cert",
-            &messages::LoadCert {
-                kind: "X509",
-                flag: "NONE",
-                data: blob(&material.certificate),
-            },
-        )
-        .await?;
+        let emptied = self.material.as_ref().is_some_and(|old| !material.covers(old));
+        if emptied {
+            // There is no other way to take something from it. SAs need nothing of it.
+            self.command("clear-creds", &vici::Empty {}).await?;
+        }
+        // Lists first, and after an emptying the key last: nobody proves himself to a node without one.
+        let mut taken = material.clone();
+        taken.lists.clear();
+        let mut refused = None;
+        for list in &material.lists {
+            match self.load_certificate("X509_CRL", "NONE", &list.der).await {
+                Ok(()) => taken.lists.push(list.clone()),
+                Err(error) => refused = Some(error),
+            }
+        }
+        for authority in &material.authorities {
+            self.load_certificate("X509", "CA", authority).await?;
+        }
+        self.load_certificate("X509", "NONE", &material.certificate)
+            .await?;
+        if emptied {
+            self.load_key(material).await?;
+        }
         // With its key gone charon can only choose the new certificate. SAs do not need the key they were made with.
-        if let Some(id) = previous {
+        if let Some(id) = previous.filter(|_| !emptied) {
             self.command("unload-key", &messages::UnloadKey { id: &id })
                 .await?;
         }
@@ -105,9 +124,12 @@ impl Tunnels {
         {
             self.loaded.clear();
         }
-        self.material = Some(material.clone());
-        self.keep_credentials();
-        Ok(())
+        self.material = Some(taken);
+        // A list is kept once nothing rests any more on what it revokes.
+        if self.pending().is_empty() {
+            self.keep_credentials();
+        }
+        refused.map_or(Ok(()), Err)
     }
 
     pub(super) async fn grow(&mut self, plan: &Plan) -> Vec<Outcome> {
@@ -120,6 +142,9 @@ impl Tunnels {
         }
         if let Some(reason) = &plan.refused {
             outcomes.push(Outcome::new("load", "certificate", Err(reason.clone())));
+        }
+        for reason in &plan.flaws {
+            outcomes.push(Outcome::new("load", "revocation list", Err(reason.clone())));
         }
         if let Some(material) = &plan.credentials {
             let result = self.load_credentials(material).await;
@@ -164,6 +189,20 @@ impl Tunnels {
         outcomes
     }
 
+    async fn terminate_ike(&mut self, ike: &Doomed) -> Outcome {
+        let request = messages::TerminateIke {
+            id: ike.id,
+            force: true,
+            timeout: -1,
+        };
+        let result = self.terminate(&request).await;
+        Outcome::new(
+            "terminate",
+            format_args!("IKE_SA {} #{}", ike.name, ike.id),
+            result,
+        )
+    }
+
     pub(super) async fn shrink(&mut self, plan: &Plan) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         for child in &plan.sas.terminate_children {
@@ -186,18 +225,23 @@ impl Tunnels {
             }
             outcomes.push(Outcome::new("unload", format_args!("connection {name}"), result));
         }
-        for ike in &plan.sas.terminate_ikes {
-            let request = messages::TerminateIke {
-                id: ike.id,
-                force: true,
-                timeout: -1,
-            };
-            let result = self.terminate(&request).await;
-            outcomes.push(Outcome::new(
-                "terminate",
-                format_args!("IKE_SA {} #{}", ike.name, ike.id),
-                result,
-            ));
+        for ike in plan.sas.terminate_ikes.difference(&plan.barred) {
+            outcomes.push(self.terminate_ike(ike).await);
+        }
+        let mut all = true;
+        for ike in &plan.barred {
+            tracing::warn!(
+                connection = ike.name,
+                "its certificate may be one that was revoked: it has to prove itself anew"
+            );
+            let outcome = self.terminate_ike(ike).await;
+            all &= outcome.result.is_ok();
+            outcomes.push(outcome);
+        }
+        // A list that came in this pass is looked at in the next one.
+        if all && !plan.barred.is_empty() && plan.credentials.is_none() {
+            let revoked = self.pending();
+            self.enforce(revoked);
         }
         if let Some(id) = &plan.unload_key {
             let result = self.command("unload-key", &messages::UnloadKey { id }).await;

@@ -1,5 +1,6 @@
-//! Key and certificates: read from the three mounted files and judged before charon gets them.
+//! Key, certificates and revocation lists: read from the mounted files and judged before charon gets them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,6 +12,8 @@ use x509_parser::pem::Pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
+use super::revocations::{self, List, Revoked};
+
 /// Where the files are.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -20,6 +23,8 @@ pub struct Paths {
     pub certificate: PathBuf,
     /// Its private key, PEM.
     pub key: PathBuf,
+    /// What the authorities have revoked, PEM, one list or more; need not be there.
+    pub revocations: PathBuf,
 }
 
 impl Default for Paths {
@@ -28,17 +33,19 @@ impl Default for Paths {
             authorities: "/etc/ipsec.d/cacerts/ca.crt".into(),
             certificate: "/etc/ipsec.d/certs/tls.crt".into(),
             key: "/etc/ipsec.d/private/tls.key".into(),
+            revocations: "/etc/ipsec.d/cacerts/ca.crl".into(),
         }
     }
 }
 
 impl Paths {
-    /// The three files in one folder.
+    /// The files in one folder.
     pub fn within(folder: &Path) -> Self {
         Self {
             authorities: folder.join("ca.crt"),
             certificate: folder.join("tls.crt"),
             key: folder.join("tls.key"),
+            revocations: folder.join("ca.crl"),
         }
     }
 }
@@ -109,6 +116,48 @@ pub enum Error {
         /// Own IKE identity.
         id: String,
     },
+    /// A revocation list that is signed by somebody else.
+    #[error(
+        "the certificate revocation list of {issuer} in {} is not signed by an authority in {}: both must come from the \
+         same operator",
+        path.display(), authorities.display()
+    )]
+    ListAuthority {
+        /// The file.
+        path: PathBuf,
+        /// Whose.
+        issuer: String,
+        /// The authorities' file.
+        authorities: PathBuf,
+    },
+    /// A revocation list that charon would not find.
+    #[error(
+        "the certificate revocation list of {issuer} in {} does not say which key signed it, by which charon finds it: \
+         issue it with an authority key identifier",
+        path.display()
+    )]
+    ListKey {
+        /// The file.
+        path: PathBuf,
+        /// Whose.
+        issuer: String,
+    },
+    /// A revocation list of the future, which charon passes over.
+    #[error(
+        "the certificate revocation list of {issuer} in {} is valid from {from}, and this node's clock says {now}: set \
+         the clock",
+        path.display()
+    )]
+    ListDate {
+        /// The file.
+        path: PathBuf,
+        /// Whose.
+        issuer: String,
+        /// First moment.
+        from: String,
+        /// Now.
+        now: String,
+    },
     /// Key and certificate are not a pair.
     #[error("the key in {} does not belong to the certificate in {}: replace both together", key.display(), certificate.display())]
     Mismatch {
@@ -128,12 +177,14 @@ pub enum Origin {
     Kept,
 }
 
-/// The three files as they were read.
+/// The files as they were read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Files {
     authorities: Vec<u8>,
     certificate: Vec<u8>,
     key: Vec<u8>,
+    /// Empty where there is no such file.
+    revocations: Vec<u8>,
     /// The key's mode lets others than its owner read it.
     pub key_exposed: bool,
 }
@@ -153,6 +204,8 @@ pub struct Material {
     pub subject: String,
     /// Seconds since the epoch at which it expires.
     pub not_after: i64,
+    /// What the authorities have revoked.
+    pub lists: Vec<List>,
 }
 
 impl fmt::Debug for Material {
@@ -165,6 +218,17 @@ impl fmt::Debug for Material {
     }
 }
 
+impl Material {
+    /// Whether charon, once it has this, has nothing of `old` that is of no use any more, but for own certificates.
+    pub fn covers(&self, old: &Self) -> bool {
+        old.authorities.iter().all(|der| self.authorities.contains(der))
+            && old
+                .lists
+                .iter()
+                .all(|old| self.lists.iter().any(|new| new.replaces(old)))
+    }
+}
+
 impl fmt::Debug for Files {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A secret is in it.
@@ -173,7 +237,7 @@ impl fmt::Debug for Files {
 }
 
 impl Files {
-    /// Reads the three files.
+    /// Reads the files.
     ///
     /// # Errors
     /// [`Error::Read`] naming the file.
@@ -195,11 +259,15 @@ impl Files {
             authorities: read(&paths.authorities)?,
             certificate: read(&paths.certificate)?,
             key: read(&paths.key)?,
+            revocations: match read(&paths.revocations) {
+                Err(Error::Read { source, .. }) if source.kind() == ErrorKind::NotFound => Vec::new(),
+                result => result?,
+            },
             key_exposed: mode & 0o077 != 0,
         })
     }
 
-    /// Reads the three files, or, where one of them is not there, the copies that [`Files::keep`] made.
+    /// Reads the files, or, where one of them is not there, the copies that [`Files::keep`] made.
     ///
     /// # Errors
     /// [`Error::Read`] naming the file that should be there.
@@ -223,6 +291,7 @@ impl Files {
             (&copies.authorities, &self.authorities),
             (&copies.certificate, &self.certificate),
             (&copies.key, &self.key),
+            (&copies.revocations, &self.revocations),
         ] {
             if std::fs::read(path).ok().as_ref() != Some(content) {
                 crate::source::write_private(path, content)?;
@@ -297,12 +366,44 @@ impl Files {
             key: self.key.clone(),
             certificate,
             authorities,
+            lists: Vec::new(),
         })
+    }
+
+    /// What `authorities` (DER) have revoked as of `now`, and what of the file is not fit for use.
+    pub fn lists(&self, paths: &Paths, authorities: &[Vec<u8>], now: SystemTime) -> (Vec<List>, Vec<Error>) {
+        revocations::parse(
+            &paths.revocations,
+            &self.revocations,
+            &paths.authorities,
+            authorities,
+            timestamp(now),
+        )
+    }
+
+    /// What the authorities among these files have revoked, as far as it can be made out.
+    pub fn revoked(&self, paths: &Paths, now: SystemTime) -> BTreeSet<Revoked> {
+        ders(
+            &paths.authorities,
+            &self.authorities,
+            "certificate",
+            "CERTIFICATE",
+        )
+        .map(|authorities| self.lists(paths, &authorities, now).0)
+        .unwrap_or_default()
+        .iter()
+        .flat_map(List::revoked)
+        .collect()
     }
 }
 
 /// The PEM blocks of a file whose label ends in `label`; at least one.
-fn ders(path: &Path, text: &[u8], expected: &'static str, label: &str) -> Result<Vec<Vec<u8>>, Error> {
+pub(super) fn ders(
+    path: &Path,
+    text: &[u8],
+    expected: &'static str,
+    label: &str,
+) -> Result<Vec<Vec<u8>>, Error> {
     let malformed = |reason: String| Error::Malformed {
         path: path.to_owned(),
         expected,
@@ -332,7 +433,7 @@ fn parse<'a>(path: &Path, der: &'a [u8]) -> Result<X509Certificate<'a>, Error> {
 }
 
 /// A distinguished name without regard to blanks after commas and around `=`.
-fn dn(name: &str) -> Vec<(&str, &str)> {
+pub(super) fn dn(name: &str) -> Vec<(&str, &str)> {
     name.split(',')
         .map(|part| {
             part.split_once('=')

@@ -58,6 +58,11 @@ impl Events {
             None => std::future::pending().await,
         }
     }
+
+    /// Forgets what has happened until now.
+    pub fn skip(&mut self) {
+        while self.receiver.try_recv().is_ok() {}
+    }
 }
 
 /// One connection's worth of events; none when nobody wants them any more.

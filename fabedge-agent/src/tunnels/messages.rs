@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::desired::tunnels::Connection;
 
@@ -23,6 +24,26 @@ pub struct Blob(pub Vec<u8>);
 impl Serialize for Blob {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Blob;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
+                Ok(Blob(bytes.to_vec()))
+            }
+        }
+
+        deserializer.deserialize_bytes(Bytes)
     }
 }
 
@@ -64,6 +85,8 @@ struct Auth<'a> {
     id: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     cacerts: Vec<Blob>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revocation: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -139,11 +162,14 @@ pub fn load_conn<'a>(name: &'a str, connection: &'a Connection, authorities: &[V
             auth: "pubkey",
             id: &connection.local_id,
             cacerts: Vec::new(),
+            revocation: None,
         },
         remote: Auth {
             auth: "pubkey",
             id: &connection.remote_id,
             cacerts: authorities.iter().cloned().map(Blob).collect(),
+            // Who is on a list is refused. Without a list, or with one out of date, nobody is locked out.
+            revocation: Some("relaxed"),
         },
         // A second apart, else charon takes them for one.
         children: connection
@@ -200,11 +226,28 @@ pub struct TerminateChild {
 /// `load-cert`.
 #[derive(Debug, Serialize)]
 pub struct LoadCert {
-    /// `X509`.
+    /// `X509` or `X509_CRL`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// `CA` or `NONE`.
     pub flag: &'static str,
+    /// DER.
+    pub data: Blob,
+}
+
+/// `list-certs`.
+#[derive(Debug, Serialize)]
+pub struct ListCerts {
+    /// `X509`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// `NONE`: those that are no authorities'.
+    pub flag: &'static str,
+}
+
+/// A `list-cert` event.
+#[derive(Debug, Deserialize)]
+pub struct ListCert {
     /// DER.
     pub data: Blob,
 }

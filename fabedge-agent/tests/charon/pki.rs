@@ -4,14 +4,23 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
+use x509_parser::pem::parse_x509_pem;
 
 use crate::site::Site;
 
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub pem: String,
+}
+
+/// The serial number of the site's certificate.
+pub fn serial(site: &Site) -> Vec<u8> {
+    let text = fs::read(site.path("tls.crt")).unwrap();
+    let (_, pem) = parse_x509_pem(&text).unwrap();
+    pem.parse_x509().unwrap().raw_serial().to_vec()
 }
 
 fn name(common: &str) -> DistinguishedName {
@@ -53,5 +62,26 @@ impl Authority {
 
     pub fn certify(&self, site: &Site, common: &str) {
         self.certify_for(site, common, [2020, 2090]);
+    }
+
+    /// A list, the `number`th, of these serial numbers.
+    pub fn revoke(&self, number: u64, serials: &[Vec<u8>]) -> String {
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(2090, 1, 1),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: serials
+                .iter()
+                .map(|serial| RevokedCertParams {
+                    serial_number: SerialNumber::from_slice(serial),
+                    revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+                    reason_code: None,
+                    invalidity_date: None,
+                })
+                .collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }

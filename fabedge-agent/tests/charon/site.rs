@@ -13,6 +13,7 @@ use fabedge_agent::desired::tunnels as desired;
 use fabedge_agent::facts::{Facts, TunnelKind};
 use fabedge_agent::subsystem::{Phase, Subsystem};
 use fabedge_agent::tunnels::credentials::Paths;
+use fabedge_agent::tunnels::messages::{ListCert, ListCerts};
 use fabedge_agent::tunnels::report::{PeerReport, Report};
 use fabedge_agent::tunnels::vici::Connection;
 use fabedge_agent::tunnels::{Options, Tunnels};
@@ -187,6 +188,29 @@ impl Site {
         asked.is_ok()
     }
 
+    /// How many certificates of authorities charon has.
+    pub fn authorities(&self) -> usize {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut count = 0;
+        let request = ListCerts {
+            kind: "X509",
+            flag: "CA",
+        };
+        runtime.block_on(async {
+            let mut vici = Connection::open(&self.path("charon.vici")).await.unwrap();
+            let limit = Duration::from_secs(5);
+            vici.stream("list-certs", "list-cert", &request, limit, |_: ListCert| {
+                count += 1
+            })
+            .await
+            .unwrap();
+        });
+        count
+    }
+
     pub fn kill_charon(&mut self) {
         if let Some(mut charon) = self.charon.take() {
             charon.kill().unwrap();
@@ -202,8 +226,10 @@ impl Site {
                 authorities: self.path("ca.crt"),
                 certificate: self.path("tls.crt"),
                 key: self.path("tls.key"),
+                revocations: self.path("ca.crl"),
             },
             copies: None,
+            peers: Some(self.path("peers.der")),
             kind: Some(self.kind),
         };
         self.stop.store(false, Ordering::Relaxed);

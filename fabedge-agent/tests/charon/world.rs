@@ -50,6 +50,24 @@ impl World {
         (world.finish(), nat)
     }
 
+    /// A second edge, on a link of its own, certified, without charon and agent.
+    pub fn second_edge(&self) -> Site {
+        let site = Site::new("fab-edge3", kind());
+        run("ip link add eth0 netns fab-edge3 type veth peer name eth1 netns fab-conn");
+        self.connector
+            .run("ip addr add 172.16.3.28/24 dev eth1; ip link set eth1 up");
+        site.run(
+            "ip addr add 172.16.3.2/24 dev eth0; ip link set eth0 up; ip route add 172.16.2.0/24 via 172.16.3.28; \
+             ip link add pods type veth peer name pods0; ip link set pods up; ip link set pods0 up; \
+             ip addr add 10.233.67.1/24 dev pods; ip addr add fd00:67::1/64 dev pods nodad",
+        );
+        if kind() == TunnelKind::Xfrm {
+            site.run("ip link add fabedge0 type xfrm dev eth0 if_id 0xfabe; ip link set fabedge0 up");
+        }
+        self.authority.certify(&site, "fabedge.edge3");
+        site
+    }
+
     fn make() -> (Self, TunnelKind) {
         let guard = alone();
         let kind = kind();
@@ -165,4 +183,25 @@ pub fn start(mut world: World) -> World {
     world.connector.wait_ready("fabedge.edge2");
     world.routes();
     world
+}
+
+/// The document of the second edge, made from the first one's.
+pub fn second_edge_document() -> String {
+    second(&edge_document(CLOUD))
+}
+
+/// The connector's document with both edges.
+pub fn both_edges_document() -> String {
+    let text = connector_document(CLOUD);
+    let text = text.trim_end_matches("...\n");
+    let peer = &text[text.find("- id").unwrap()..];
+    format!("{text}{}...\n", second(peer))
+}
+
+/// What is said of the first edge, said of the second.
+fn second(text: &str) -> String {
+    text.replace("edge2", "edge3")
+        .replace("172.16.2.2]", "172.16.3.2]")
+        .replace("10.233.66.", "10.233.67.")
+        .replace("fd00:66:", "fd00:67:")
 }

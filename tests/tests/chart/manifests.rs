@@ -246,7 +246,26 @@ fn pods_have_the_names_and_containers_that_people_know() {
     // An edge's state survives its pod; the key of everyone is for its owner only, and renewed while it runs.
     assert_eq!(volume(edge, "state")["hostPath"]["path"], "/var/lib/fabedge");
     for spec in [edge, connector] {
-        assert_eq!(volume(spec, "tls")["secret"]["defaultMode"], 0o400);
+        let (tls, crl) = (volume(spec, "tls"), volume(spec, "crl"));
+        assert_eq!(tls["secret"]["defaultMode"], 0o400);
+        // Nodes come up where nobody's certificate was revoked yet.
+        assert_eq!(tls["secret"]["optional"], Value::Null);
+        assert_eq!(crl["secret"]["optional"], true);
+        assert_eq!(crl["secret"]["secretName"], tls["secret"]["secretName"]);
+        let agent = &spec["containers"][0];
+        let folder = agent["volumeMounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|mount| mount["name"] == "crl")
+            .unwrap()["mountPath"]
+            .as_str()
+            .unwrap();
+        let option = format!(
+            "--crl={folder}/{}",
+            crl["secret"]["items"][0]["path"].as_str().unwrap()
+        );
+        assert!(agent["args"].as_array().unwrap().contains(&option.into()));
         assert!(!spec.to_string().contains("subPath"));
     }
     for (name, object) in &objects {

@@ -43,6 +43,7 @@ fn check(authorities: &str, certificate: &str, key: &str, day: u64) -> Result<Ma
         authorities: authorities.into(),
         certificate: certificate.into(),
         key: key.into(),
+        revocations: Vec::new(),
         key_exposed: false,
     };
     // Days since 2026-01-01.
@@ -110,6 +111,7 @@ fn a_key_that_others_can_read_is_noticed() {
         authorities: path("ca.crt"),
         certificate: path("tls.crt"),
         key: path("tls.key"),
+        revocations: path("ca.crl"),
     };
     let text = Files::read(&paths).err().unwrap().to_string();
     assert!(text.contains("tls.key"), "{text}");
