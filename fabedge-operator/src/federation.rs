@@ -3,6 +3,7 @@
 pub mod api;
 pub mod caller;
 pub mod failures;
+pub mod host;
 pub mod listener;
 pub mod report;
 pub mod token;

@@ -8,8 +8,10 @@ mod conditions;
 mod custom;
 mod discover;
 mod events;
+mod issuer;
 mod lease;
 mod live;
+mod member;
 mod members;
 mod objects;
 mod pods;
@@ -41,6 +43,7 @@ use crate::pki::Authority;
 use crate::reporter::{Reporter, chain};
 use crate::snapshot::{CniType, Settings};
 use crate::topology::{self, Topology, render};
+use issuer::Issuer;
 use live::{Change, Live};
 use pods::{Pods, Turn};
 use publish::{Publisher, Report};
@@ -200,6 +203,14 @@ fn refused(path: &Path, findings: Vec<String>) -> Error {
     }
 }
 
+/// Waits for something new from the host; for ever where there is none.
+async fn changed(member: &mut Option<member::Member>) {
+    match member {
+        Some(member) => member.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What is kept between passes.
 struct Operator {
     live: Live,
@@ -214,6 +225,8 @@ struct Operator {
     authority: Option<Arc<Authority>>,
     /// On a host whose network API is to be served.
     members: Option<members::Members>,
+    /// On a member.
+    member: Option<member::Member>,
     status: Arc<Status>,
     /// When the next pass is due though nothing has changed.
     next: Instant,
@@ -235,7 +248,9 @@ impl Operator {
             .api_listen
             .as_deref()
             .and_then(|listen| listen.parse().ok());
+        let joins = filled.spec.role.as_deref() == Some("member");
         Self {
+            member: joins.then(|| member::Member::new(&client, namespace, &filled.spec)),
             members: listen
                 .map(|listen| members::Members::new(&client, namespace, &settings.cluster, listen)),
             teller: Teller::new(&client, &settings.cluster, &args.identity, Arc::clone(&status)),
@@ -259,6 +274,9 @@ impl Operator {
         if let Some(members) = &mut self.members {
             members.lead().await?;
         }
+        if let Some(member) = &mut self.member {
+            member.lead();
+        }
         self.next = Instant::now();
         Ok(())
     }
@@ -274,6 +292,7 @@ impl Operator {
         loop {
             let idle = self.next.saturating_duration_since(Instant::now());
             let leads = self.status.leads();
+            let complete = self.live.complete() && self.member.as_ref().is_none_or(member::Member::ready);
             tokio::select! {
                 event = self.watch.next() => match self.live.take(event, &mut self.publisher) {
                     Change::Everything => {
@@ -300,7 +319,8 @@ impl Operator {
                         self.soon(RETRY);
                     }
                 }
-                () = tokio::time::sleep(idle), if self.live.complete() && leads => return,
+                () = changed(&mut self.member), if leads => self.soon(DEBOUNCE),
+                () = tokio::time::sleep(idle), if complete && leads => return,
             }
         }
     }
@@ -312,7 +332,8 @@ impl Operator {
     /// Computes, and publishes what differs.
     async fn pass(&mut self, now: OffsetDateTime) {
         let started = Instant::now();
-        let (snapshot, mut findings) = self.live.snapshot();
+        let (mut snapshot, mut findings) = self.live.snapshot();
+        findings.extend(self.member.iter().flat_map(|member| member.add_to(&mut snapshot)));
         findings.extend(self.follow_pools());
         findings.extend(members::Members::findings(&self.live));
         let previous = self.publisher.previous();
@@ -324,6 +345,9 @@ impl Operator {
             .any(|f| f.problem.object.starts_with("Node") && f.severity == Severity::Error);
         let kept = self.keep_pools(&topology, &mut findings).await;
         let (report, mut failures) = self.publish(&topology, whole, now).await;
+        if let Some(member) = &self.member {
+            member.report(members::own(&topology, &self.settings));
+        }
         if let Some((members, authority)) = self.members.as_mut().zip(self.authority.as_ref()) {
             failures.extend(
                 members
@@ -389,6 +413,22 @@ impl Operator {
         failures.iter().map(|error| chain(error)).collect()
     }
 
+    /// Who signs certificates now, or why nobody does.
+    async fn issuer(&mut self, cluster: &str, now: OffsetDateTime) -> Result<Issuer, String> {
+        if let Some(member) = &self.member {
+            return member.host().map(Issuer::Host);
+        }
+        let known = self.authority.take();
+        let authority = match known.filter(|authority| now < authority.not_after()) {
+            Some(authority) => authority,
+            None => {
+                let opened = self.publisher.authority(cluster, now).await;
+                Arc::new(opened.map_err(|error| chain(&error))?)
+            }
+        };
+        Ok(Issuer::Own(Arc::clone(self.authority.insert(authority))))
+    }
+
     async fn publish(
         &mut self,
         topology: &Topology,
@@ -396,19 +436,12 @@ impl Operator {
         now: OffsetDateTime,
     ) -> (Report, Vec<String>) {
         let mut failures = Vec::new();
-        let authority = match self
-            .authority
-            .take()
-            .filter(|authority| now < authority.not_after())
-        {
-            Some(authority) => Some(authority),
-            None => match self.publisher.authority(&topology.cluster, now).await {
-                Ok(authority) => Some(Arc::new(authority)),
-                Err(error) => {
-                    failures.push(chain(&error));
-                    None
-                }
-            },
+        let issuer = match self.issuer(&topology.cluster, now).await {
+            Ok(issuer) => Some(issuer),
+            Err(why) => {
+                failures.push(why);
+                None
+            }
         };
         let documents = render::documents(topology);
         let mut report = Report::default();
@@ -418,7 +451,7 @@ impl Operator {
         }
         report.absorb(
             self.publisher
-                .publish(&documents, &self.live, authority.as_ref(), now)
+                .publish(&documents, &self.live, issuer.as_ref(), now)
                 .await,
         );
         if whole {
@@ -429,7 +462,6 @@ impl Operator {
             report.absorb(self.publisher.prune(&documents, &keep).await);
         }
         report.log();
-        self.authority = authority;
         failures.extend(report.failures.iter().map(|error| chain(error)));
         (report, failures)
     }

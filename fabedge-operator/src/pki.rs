@@ -4,5 +4,7 @@ pub mod authority;
 pub mod inspect;
 pub mod request;
 pub mod store;
+pub mod trust;
 
 pub use authority::{Authority, Leaf};
+pub use trust::Trust;

@@ -263,7 +263,7 @@ impl Output {
             write(AUTHORITY, authority.certificate(), 0o644)?;
         }
         let verdict = match (read(&path(CERTIFICATE))?, read(&path(KEY))?) {
-            (Some(certificate), Some(key)) => judge(&certificate, &key, full_name, authority, now),
+            (Some(certificate), Some(key)) => judge(&certificate, &key, full_name, authority.trust(), now),
             _ => Verdict::Renew("it has none"),
         };
         let why = match verdict {

@@ -146,7 +146,10 @@ fn connection(config: &NodeConfig, peer: &Peer, tunnel: TunnelKind) -> Connectio
 
     let mut local_nets = own.subnets.clone();
     if own.kind == EndpointType::Connector {
-        local_nets.extend(&own.node_subnets);
+        // Another cluster's pods reach our pods, and not our nodes, whose addresses may be those of its own.
+        if remote.kind != EndpointType::Connector {
+            local_nets.extend(&own.node_subnets);
+        }
         let relayed = peer.relays.iter().filter_map(|name| config.peer(name));
         local_nets.extend(relayed.flat_map(|relayed| &relayed.endpoint.subnets));
     }

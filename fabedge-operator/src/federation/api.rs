@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use super::caller::{Caller, client_name};
 use super::failures::Failures;
+use super::host::LEFT_OUT;
 use super::report::{self, Others, Report};
 use super::token::{Claims, Tokens};
 use crate::api::{ClusterSpec, Endpoint};
@@ -416,7 +417,7 @@ async fn take<R: Registry>(
     );
     Err(Answer::new(
         StatusCode::BAD_REQUEST,
-        format!("left out, the rest is taken:\n{}", refused.join("\n")),
+        format!("{LEFT_OUT}{}", refused.join("\n")),
     ))
 }
 

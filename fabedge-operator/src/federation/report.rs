@@ -145,7 +145,7 @@ impl Report {
                 Ok(read) => read
                     .endpoints
                     .iter()
-                    .flat_map(|endpoint| endpoint.subnets.iter().chain(&endpoint.node_subnets))
+                    .flat_map(|endpoint| &endpoint.subnets)
                     .filter_map(|net| others.conflict(cluster, *net))
                     .map(|why| format!("spec.endpoints[{i}]: {why}"))
                     .collect(),
@@ -163,7 +163,7 @@ impl Report {
 }
 
 /// JSON in which `null` is as good as nothing, as Go writes empty lists.
-fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, serde_json::Error> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, serde_json::Error> {
     let mut value: Value = serde_json::from_slice(body)?;
     without_nulls(&mut value);
     serde_json::from_value(value)
@@ -181,7 +181,7 @@ fn without_nulls(value: &mut Value) {
 }
 
 /// The endpoints without the fields that only other versions have.
-fn known(values: Vec<Value>) -> Result<Vec<Endpoint>, serde_json::Error> {
+pub(super) fn known(values: Vec<Value>) -> Result<Vec<Endpoint>, serde_json::Error> {
     const FIELDS: [&str; 7] = [
         "id",
         "name",

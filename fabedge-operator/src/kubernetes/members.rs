@@ -246,6 +246,28 @@ fn wants_token(token: Option<&str>, tokens: &Tokens, authority: &Authority, now:
         .is_none_or(|claims| claims.ca_hash != token::ca_hash(authority.der()))
 }
 
+/// The prefixes of this cluster.
+fn own_cidrs(settings: &Settings) -> Vec<String> {
+    let own: Vec<IpNet> = settings
+        .pod_ranges()
+        .chain(settings.service_cidrs.iter().copied())
+        .collect();
+    texts(&IpNet::aggregate(&own))
+}
+
+/// What this cluster tells its host of itself.
+pub fn own(topology: &Topology, settings: &Settings) -> ClusterSpec {
+    ClusterSpec {
+        cidrs: own_cidrs(settings),
+        endpoints: vec![wire(&topology.connector)],
+        ..ClusterSpec::default()
+    }
+}
+
+fn texts(nets: &[IpNet]) -> Vec<String> {
+    nets.iter().map(ToString::to_string).collect()
+}
+
 /// What the network API answers from.
 fn view(
     live: &Live,
@@ -270,12 +292,7 @@ fn view(
     for net in &topology.connector.node_subnets {
         others.add(*net, Owner::Host("nodes"));
     }
-    let texts = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let own: Vec<IpNet> = settings
-        .pod_ranges()
-        .chain(settings.service_cidrs.clone())
-        .collect();
-    let mut cidrs = BTreeMap::from([(topology.cluster.clone(), texts(&IpNet::aggregate(&own)))]);
+    let mut cidrs = BTreeMap::from([(topology.cluster.clone(), own_cidrs(settings))]);
     let mut endpoints = vec![wire(&topology.connector)];
     let members = snapshot
         .clusters
@@ -283,7 +300,7 @@ fn view(
         .filter(|(name, _)| **name != topology.cluster);
     for (name, cluster) in members.clone() {
         let nets = cluster.endpoints.iter();
-        let nets = nets.flat_map(|endpoint| endpoint.subnets.iter().chain(&endpoint.node_subnets));
+        let nets = nets.flat_map(|endpoint| &endpoint.subnets);
         for net in nets.chain(&cluster.cidrs) {
             others.add(*net, Owner::Member(name.clone()));
         }
@@ -307,7 +324,6 @@ fn view(
 
 /// An endpoint as the API and custom resources have it.
 fn wire(endpoint: &config::Endpoint) -> Endpoint {
-    let texts = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect();
     Endpoint {
         id: endpoint.id.clone(),
         name: endpoint.name.clone(),

@@ -123,11 +123,16 @@ pub fn secret(local: &str, node: Option<&str>, authority: &str, leaf: &Leaf) -> 
 fn metadata(name: String, local: &str, node: Option<&str>) -> ObjectMeta {
     match node {
         Some(uid) => of_node(name, local, uid),
-        None => ObjectMeta {
-            name: Some(name),
-            labels: Some(BTreeMap::from([created_by()])),
-            ..ObjectMeta::default()
-        },
+        None => unowned(name),
+    }
+}
+
+/// Metadata of an object that goes with the operator alone.
+pub fn unowned(name: impl Into<String>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.into()),
+        labels: Some(BTreeMap::from([created_by()])),
+        ..ObjectMeta::default()
     }
 }
 

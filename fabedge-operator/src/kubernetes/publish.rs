@@ -1,7 +1,6 @@
 //! Documents and certificates -> ConfigMaps and Secrets. Only what differs is written, a few at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use fabedge_common::config::{CLOUD, CONNECTOR, NodeConfig};
 use futures_util::{StreamExt as _, stream};
@@ -15,11 +14,12 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use time::OffsetDateTime;
 
+use super::issuer::{self, Issuer};
 use super::live::Live;
 use super::{MANAGER, authority, objects};
 use crate::api::SUBNETS;
 use crate::pki::inspect::{Verdict, judge};
-use crate::pki::{self, Authority, Leaf};
+use crate::pki::{Authority, Leaf};
 use crate::publish::{generation, next_document};
 use crate::topology::{Previous, Topology};
 
@@ -48,7 +48,7 @@ pub enum Error {
     Document(crate::publish::Error),
     /// No certificate.
     #[error(transparent)]
-    Certificate(pki::authority::Error),
+    Certificate(issuer::Error),
 }
 
 fn api(action: &'static str, object: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
@@ -255,12 +255,12 @@ impl Publisher {
         }
     }
 
-    /// Writes what differs. Without an authority: documents only, and the next pass looks at all of them again.
+    /// Writes what differs. Without an issuer: documents only, and the next pass looks at all of them again.
     pub async fn publish(
         &mut self,
         documents: &BTreeMap<String, NodeConfig>,
         live: &Live,
-        authority: Option<&Arc<Authority>>,
+        issuer: Option<&Issuer>,
         now: OffsetDateTime,
     ) -> Report {
         let mut report = Report::default();
@@ -282,7 +282,7 @@ impl Publisher {
                 let known = known.get(name).cloned().unwrap_or_default();
                 async move {
                     let done = publisher
-                        .publish_one(name, document, known, live.node_uid(name), authority, now)
+                        .publish_one(name, document, known, live.node_uid(name), issuer, now)
                         .await;
                     (name, done)
                 }
@@ -297,6 +297,7 @@ impl Publisher {
                     report
                         .certificates
                         .extend(done.issued.map(|why| (name.clone(), why)));
+                    report.failures.extend(done.failure);
                     self.known
                         .get_or_insert_default()
                         .insert(name.clone(), done.known);
@@ -313,7 +314,7 @@ impl Publisher {
         document: &NodeConfig,
         mut known: Known,
         node: Option<&str>,
-        authority: Option<&Arc<Authority>>,
+        issuer: Option<&Issuer>,
         now: OffsetDateTime,
     ) -> Result<Done, Error> {
         let (map, secret) = (objects::config_map_name(name), objects::secret_name(name));
@@ -333,30 +334,26 @@ impl Publisher {
             known.suspect = false;
         }
         let moved = known.node.as_deref() != node;
-        let mut issued = None;
-        // Certificates before the document: what the document asks for can be had when it appears.
-        if let Some(authority) = authority.filter(|_| name != CLOUD) {
-            let (have, authority) = (known.certificate.take(), Arc::clone(authority));
-            let full_name = document.endpoint.name.clone();
-            // Others go on writing meanwhile, and the lease is renewed.
-            let work = tokio::task::spawn_blocking(move || certify(have, &full_name, &authority, now)).await;
-            let certified = work.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-            let Certified {
-                tls,
-                renew_at,
-                issued: why,
-            } = certified.map_err(Error::Certificate)?;
-            if why.is_some() || moved {
-                apply(
-                    &self.secrets,
-                    &secret,
-                    &objects::secret(name, node, &tls.authority, &tls.leaf),
-                )
-                .await?;
+        // Certificates before the document: what the document asks for can be had when it appears. Without one the
+        // document comes all the same.
+        let (mut issued, mut failure) = (None, None);
+        if let Some(issuer) = issuer.filter(|_| name != CLOUD) {
+            let have = known.certificate.take();
+            let certified = certify(have.clone(), &document.endpoint.name, issuer, now).await;
+            if let Some(tls) = certified
+                .tls
+                .as_ref()
+                .filter(|tls| moved || have.as_ref() != Some(tls))
+            {
+                let object = objects::secret(name, node, &tls.authority, &tls.leaf);
+                apply(&self.secrets, &secret, &object).await?;
             }
-            issued = why;
-            known.renew_at = Some(renew_at);
-            known.certificate = Some(tls);
+            known.renew_at = Some(certified.renew_at);
+            known.certificate = certified.tls;
+            match certified.issued {
+                Ok(why) => issued = why,
+                Err(error) => failure = Some(Error::Certificate(error)),
+            }
         }
         let next =
             next_document(document, known.text.as_deref(), known.generation, now).map_err(Error::Document)?;
@@ -374,6 +371,7 @@ impl Publisher {
             known,
             wrote_document,
             issued,
+            failure,
         })
     }
 
@@ -411,43 +409,57 @@ impl Publisher {
     }
 }
 
-/// The certificate that an endpoint is to have.
+/// The certificate that an endpoint has now.
 struct Certified {
-    tls: Tls,
+    tls: Option<Tls>,
     renew_at: OffsetDateTime,
-    /// Why it is a new one.
-    issued: Option<&'static str>,
+    /// Why it is a new one; or why there is none, or no newer one.
+    issued: Result<Option<&'static str>, issuer::Error>,
 }
 
-/// Keeps the certificate that is there, or issues another one. Computes for some tenths of a millisecond.
-fn certify(
-    have: Option<Tls>,
-    name: &str,
-    authority: &Authority,
-    now: OffsetDateTime,
-) -> Result<Certified, pki::authority::Error> {
-    let why = match have {
-        None => "it has none",
-        Some(tls) if tls.authority != authority.certificate() => "the CA is another one",
-        Some(tls) => match judge(&tls.leaf.certificate, &tls.leaf.key, name, authority, now) {
-            Verdict::Keep { renew_at } => {
-                return Ok(Certified {
-                    tls,
-                    renew_at,
-                    issued: None,
-                });
-            }
-            Verdict::Renew(why) => why,
-        },
+/// Keeps the certificate that is there, or has another one issued. Where that fails what is there stays.
+async fn certify(have: Option<Tls>, name: &str, issuer: &Issuer, now: OffsetDateTime) -> Certified {
+    let trust = issuer.trust();
+    let verdict = match &have {
+        None => Verdict::Renew("it has none"),
+        Some(tls) => {
+            let (leaf, name, trust) = (tls.leaf.clone(), name.to_owned(), trust.clone());
+            // Computes for some tenths of a millisecond: others go on writing meanwhile.
+            let work = move || judge(&leaf.certificate, &leaf.key, &name, &trust, now);
+            let work = tokio::task::spawn_blocking(work).await;
+            work.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        }
     };
-    Ok(Certified {
-        tls: Tls {
-            authority: authority.certificate().to_owned(),
-            leaf: authority.issue(name, now)?,
+    let why = match verdict {
+        Verdict::Keep { renew_at } => {
+            let tls = have.map(|tls| Tls {
+                authority: trust.pem().to_owned(),
+                ..tls
+            });
+            return Certified {
+                tls,
+                renew_at,
+                issued: Ok(None),
+            };
+        }
+        Verdict::Renew(why) => why,
+    };
+    match issuer.issue(name, now).await {
+        Ok((leaf, renew_at)) => Certified {
+            tls: Some(Tls {
+                authority: trust.pem().to_owned(),
+                leaf,
+            }),
+            renew_at,
+            issued: Ok(Some(why)),
         },
-        renew_at: authority.renewal(now),
-        issued: Some(why),
-    })
+        Err(error) => Certified {
+            tls: have,
+            // Every pass tries again.
+            renew_at: now,
+            issued: Err(error),
+        },
+    }
 }
 
 /// What became of one document.
@@ -455,6 +467,8 @@ struct Done {
     known: Known,
     wrote_document: bool,
     issued: Option<&'static str>,
+    /// Why there is no certificate, or no newer one.
+    failure: Option<Error>,
 }
 
 async fn apply<K>(to: &Api<K>, name: &str, object: &K) -> Result<(), Error>

@@ -86,6 +86,12 @@ pub fn settings(spec: &api::SettingsSpec) -> Result<Settings, Vec<Fault>> {
             format!("{other:?} is neither host nor member"),
         )),
     }
+    if spec.role.as_deref() == Some("member") && spec.operator_api_server.is_none() {
+        faults.push(Fault::new(
+            "spec.operatorAPIServer",
+            "is required with the role member: the address of the host's operator, https://10.20.8.28:30303, say",
+        ));
+    }
     if spec.connector_as_mediator == Some(true) {
         faults.push(Fault::new(
             "spec.connectorAsMediator",

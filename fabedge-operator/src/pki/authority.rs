@@ -9,7 +9,7 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::inspect;
+use super::{Trust, inspect};
 
 /// How long a leaf lives.
 pub const LEAF_LIFETIME: Duration = Duration::days(90);
@@ -85,9 +85,7 @@ pub enum Error {
 
 /// A certificate authority that can issue.
 pub struct Authority {
-    pem: String,
-    der: Vec<u8>,
-    not_after: OffsetDateTime,
+    trust: Trust,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -104,7 +102,7 @@ pub struct Leaf {
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
-            .field("not_after", &self.not_after)
+            .field("not_after", &self.not_after())
             .finish_non_exhaustive()
     }
 }
@@ -146,72 +144,47 @@ impl Authority {
     /// When the certificate or the key does not parse, they do not belong together, the certificate is not that
     /// of an authority, or it is not valid now.
     pub fn load(certificate: &str, key: &str, now: OffsetDateTime) -> Result<Self, Error> {
-        let der = inspect::certificate_der(certificate).map_err(Error::Certificate)?;
-        let (_, parsed) = X509Certificate::from_der(&der).map_err(|e| Error::Certificate(e.to_string()))?;
-        if !parsed.is_ca() {
-            return Err(Error::NotAnAuthority("basic constraints do not say CA"));
-        }
-        if parsed
-            .key_usage()
-            .ok()
-            .flatten()
-            .is_some_and(|usage| !usage.value.key_cert_sign())
-        {
-            return Err(Error::NotAnAuthority(
-                "key usage does not allow signing certificates",
-            ));
-        }
-        if parsed.subject().iter().any(|rdn| rdn.iter().count() != 1) {
-            return Err(Error::NotAnAuthority(
-                "its name has parts of more than one attribute",
-            ));
-        }
-        let validity = parsed.validity();
-        let (from, until) = (
-            validity.not_before.to_datetime(),
-            validity.not_after.to_datetime(),
-        );
-        if now < from || now >= until {
-            return Err(Error::NotValid { from, until, now });
-        }
+        let trust = Trust::read(certificate, now)?;
+        let (_, parsed) =
+            X509Certificate::from_der(trust.der()).map_err(|e| Error::Certificate(e.to_string()))?;
         let key = inspect::key_pair(key).map_err(Error::Key)?;
         if inspect::public_key(&key) != parsed.public_key().raw {
             return Err(Error::Mismatch);
         }
-        let issuer = Issuer::from_ca_cert_der(&der.as_slice().into(), key)
+        let issuer = Issuer::from_ca_cert_der(&trust.der().into(), key)
             .map_err(|e| Error::Certificate(e.to_string()))?;
-        Ok(Self {
-            pem: certificate.to_owned(),
-            not_after: until,
-            issuer,
-            der,
-        })
+        Ok(Self { trust, issuer })
+    }
+
+    /// What its certificates are judged by.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// The authority's certificate.
     pub fn certificate(&self) -> &str {
-        &self.pem
+        self.trust.pem()
     }
 
     /// When the authority ends.
     pub fn not_after(&self) -> OffsetDateTime {
-        self.not_after
+        self.trust.not_after()
     }
 
     /// The authority's certificate as DER.
     pub fn der(&self) -> &[u8] {
-        &self.der
+        self.trust.der()
     }
 
     /// When a leaf that is issued now is to be renewed.
     pub fn renewal(&self, now: OffsetDateTime) -> OffsetDateTime {
         let (from, until) = self.validity(now);
-        inspect::renewal(from, until, self)
+        inspect::renewal(from, until, self.not_after())
     }
 
     fn validity(&self, now: OffsetDateTime) -> (OffsetDateTime, OffsetDateTime) {
         let from = now - BACKDATE;
-        (from, (from + LEAF_LIFETIME).min(self.not_after))
+        (from, (from + LEAF_LIFETIME).min(self.not_after()))
     }
 
     /// Issues a certificate and a new key to the endpoint `name`, as [`Authority::certify`].
@@ -254,7 +227,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(key, &self.issuer).map_err(issue)?;
         // An authority of elsewhere may have a name that comes out otherwise than it went in.
-        if !inspect::verifies(certificate.der(), &self.der) {
+        if !inspect::verifies(certificate.der(), self.der()) {
             return Err(Error::SelfCheck(name.to_owned()));
         }
         Ok(certificate.pem())

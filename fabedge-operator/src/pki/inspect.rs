@@ -6,7 +6,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::Authority;
+use super::Trust;
 
 /// The first certificate of a PEM text.
 ///
@@ -91,13 +91,7 @@ pub enum Verdict {
 }
 
 /// Judges the certificate and key that an endpoint has.
-pub fn judge(
-    certificate: &str,
-    key: &str,
-    name: &str,
-    authority: &Authority,
-    now: OffsetDateTime,
-) -> Verdict {
+pub fn judge(certificate: &str, key: &str, name: &str, trust: &Trust, now: OffsetDateTime) -> Verdict {
     let Ok(der) = certificate_der(certificate) else {
         return Verdict::Renew("its certificate does not parse");
     };
@@ -110,7 +104,7 @@ pub fn judge(
     if public_key(&key) != leaf.public_key().raw {
         return Verdict::Renew("its key is not that of its certificate");
     }
-    if !verifies(&der, authority.der()) {
+    if !verifies(&der, trust.der()) {
         return Verdict::Renew("its certificate is of another CA");
     }
     let dns_names: Vec<&str> = leaf
@@ -139,17 +133,30 @@ pub fn judge(
     if now < from {
         return Verdict::Renew("its certificate is of the future");
     }
-    let renew_at = renewal(from, until, authority);
+    let renew_at = renewal(from, until, trust.not_after());
     if now >= renew_at {
         return Verdict::Renew("two thirds of its certificate's life are over");
     }
     Verdict::Keep { renew_at }
 }
 
+/// Whether a certificate is good now, as far as its own dates tell.
+pub fn is_valid(certificate: &str, now: OffsetDateTime) -> bool {
+    let der = certificate_der(certificate).unwrap_or_default();
+    X509Certificate::from_der(&der).is_ok_and(|(_, certificate)| {
+        let validity = certificate.validity();
+        (validity.not_before.to_datetime()..validity.not_after.to_datetime()).contains(&now)
+    })
+}
+
 /// When a leaf is to be renewed: when two thirds of its life are over. Where its authority ends first, a new one would
 /// end then too, so there is nothing to gain by renewing before.
-pub(super) fn renewal(from: OffsetDateTime, until: OffsetDateTime, authority: &Authority) -> OffsetDateTime {
-    if until < authority.not_after() {
+pub(super) fn renewal(
+    from: OffsetDateTime,
+    until: OffsetDateTime,
+    authority_until: OffsetDateTime,
+) -> OffsetDateTime {
+    if until < authority_until {
         from + (until - from) * 2 / 3
     } else {
         until

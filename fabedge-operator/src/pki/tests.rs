@@ -163,7 +163,7 @@ fn an_rsa_authority_is_taken_as_it_is() {
             &leaf.certificate,
             &leaf.key,
             "fabedge.edge1",
-            &authority,
+            authority.trust(),
             now + Duration::days(25),
         );
         let renew_at = authority.not_after();
@@ -180,7 +180,15 @@ fn a_leaf_is_kept_until_two_thirds_and_renewed_for_cause() {
     let leaf = authority.issue("fabedge.edge1", now).unwrap();
     let other = authority.issue("fabedge.edge2", now).unwrap();
     let foreign = other_authority.issue("fabedge.edge1", now).unwrap();
-    let at = |time| judge(&leaf.certificate, &leaf.key, "fabedge.edge1", &authority, time);
+    let at = |time| {
+        judge(
+            &leaf.certificate,
+            &leaf.key,
+            "fabedge.edge1",
+            authority.trust(),
+            time,
+        )
+    };
     let renew_at = now - BACKDATE + Duration::days(60);
     assert_eq!(at(now), Verdict::Keep { renew_at });
     assert_eq!(authority.renewal(now), renew_at);
@@ -189,7 +197,8 @@ fn a_leaf_is_kept_until_two_thirds_and_renewed_for_cause() {
     assert!(matches!(at(now + Duration::days(100)), Verdict::Renew(_)));
     assert!(matches!(at(now - Duration::days(1)), Verdict::Renew(why) if why.contains("future")));
 
-    let judge = |certificate: &str, key: &str| judge(certificate, key, "fabedge.edge1", &authority, now);
+    let judge =
+        |certificate: &str, key: &str| judge(certificate, key, "fabedge.edge1", authority.trust(), now);
     for (certificate, key, expected) in [
         (&foreign.certificate, &foreign.key, "another CA"),
         (&other.certificate, &other.key, "another name"),

@@ -277,7 +277,8 @@ fn limit_selectors(connector: &mut Endpoint, findings: &mut Vec<Finding>) {
     ));
 }
 
-/// Connectors of other clusters, by full name.
+/// Connectors of other clusters, by full name, with their pods and services alone: clusters that know nothing of each
+/// other number their nodes alike, and nodes are not joined.
 pub(super) fn foreign(
     snapshot: &ClusterSnapshot,
     settings: &Settings,
@@ -296,7 +297,7 @@ pub(super) fn foreign(
             .iter()
             .filter(|e| e.kind == EndpointType::Connector);
         for connector in connectors {
-            if connector.subnets.len() + connector.node_subnets.len() > MAX_SELECTORS {
+            if connector.subnets.len() > MAX_SELECTORS {
                 findings.push(Finding::error(
                     &object,
                     "spec.endpoints",
@@ -314,7 +315,10 @@ pub(super) fn foreign(
                 continue;
             }
             match claims.claim_all(&subnets, &object) {
-                Ok(()) => found.push(connector.clone()),
+                Ok(()) => found.push(Endpoint {
+                    node_subnets: Vec::new(),
+                    ..connector.clone()
+                }),
                 Err((net, other, owner)) => findings.push(Finding::error(
                     &object,
                     "spec.endpoints",
