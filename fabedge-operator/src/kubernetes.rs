@@ -39,7 +39,7 @@ use crate::args;
 use crate::discovery::Filled;
 use crate::finding::{Finding, Severity};
 use crate::observe::{convert_settings, manifest};
-use crate::pki::Authority;
+use crate::pki::Authorities;
 use crate::reporter::{Reporter, chain};
 use crate::snapshot::{CniType, Settings};
 use crate::topology::{self, Topology, render};
@@ -222,7 +222,9 @@ struct Operator {
     teller: Teller,
     settings: Settings,
     filled: Filled,
-    authority: Option<Arc<Authority>>,
+    authorities: Option<Arc<Authorities>>,
+    /// When a step of a rotation of the authority is due.
+    authority_due: Option<Instant>,
     /// On a host whose network API is to be served.
     members: Option<members::Members>,
     /// On a member.
@@ -261,7 +263,8 @@ impl Operator {
             pods: Pods::new(client, namespace),
             settings,
             filled,
-            authority: None,
+            authorities: None,
+            authority_due: None,
             status,
             next: Instant::now(),
             reporter: Reporter::default(),
@@ -348,10 +351,10 @@ impl Operator {
         if let Some(member) = &self.member {
             member.report(members::own(&topology, &self.settings));
         }
-        if let Some((members, authority)) = self.members.as_mut().zip(self.authority.as_ref()) {
+        if let Some((members, authorities)) = self.members.as_mut().zip(self.authorities.as_ref()) {
             failures.extend(
                 members
-                    .pass(&self.live, &topology, &self.settings, authority, now)
+                    .pass(&self.live, &topology, &self.settings, authorities, now)
                     .await,
             );
         }
@@ -363,6 +366,7 @@ impl Operator {
         self.status
             .pass(&report, &findings, failures.len(), started.elapsed());
         self.next = Instant::now() + if failures.is_empty() { FULL_PASS } else { RETRY };
+        self.next = self.authority_due.map_or(self.next, |due| self.next.min(due));
         // Whose pace is its own: who cannot be told is no reason to publish again.
         self.teller.found(&findings, &report.documents, &self.live);
         failures.extend(self.teller.failures());
@@ -413,20 +417,38 @@ impl Operator {
         failures.iter().map(|error| chain(error)).collect()
     }
 
-    /// Who signs certificates now, or why nobody does.
-    async fn issuer(&mut self, cluster: &str, now: OffsetDateTime) -> Result<Issuer, String> {
+    /// Who signs certificates now, and why nobody does or who signed before goes on.
+    async fn issuer(&mut self, cluster: &str, now: OffsetDateTime) -> (Option<Issuer>, Option<String>) {
         if let Some(member) = &self.member {
-            return member.host().map(Issuer::Host);
+            return match member.host() {
+                Ok(host) => (Some(Issuer::Host(host)), None),
+                Err(why) => (None, Some(why)),
+            };
         }
-        let known = self.authority.take();
-        let authority = match known.filter(|authority| now < authority.not_after()) {
-            Some(authority) => authority,
-            None => {
-                let opened = self.publisher.authority(cluster, now).await;
-                Arc::new(opened.map_err(|error| chain(&error))?)
+        let known = self.authorities.take();
+        let known = known.filter(|known| now < known.current().not_after());
+        let fresh = known.as_ref().is_some_and(|known| now < known.due());
+        let mut failure = None;
+        let authorities = if fresh && !self.live.authority_changed {
+            known
+        } else {
+            let read = self.publisher.authorities(cluster, now).await;
+            self.live.authority_changed = read.is_err();
+            match read {
+                Ok(read) => Some(Arc::new(read)),
+                // The one of before goes on signing, and the next pass looks again.
+                Err(error) => {
+                    failure = Some(chain(&error));
+                    known
+                }
             }
         };
-        Ok(Issuer::Own(Arc::clone(self.authority.insert(authority))))
+        self.authority_due = authorities.as_ref().map(|authorities| {
+            let due: Duration = (authorities.due() - now).try_into().unwrap_or_default();
+            Instant::now() + due.clamp(RETRY, FULL_PASS)
+        });
+        self.authorities.clone_from(&authorities);
+        (authorities.map(Issuer::Own), failure)
     }
 
     async fn publish(
@@ -436,13 +458,8 @@ impl Operator {
         now: OffsetDateTime,
     ) -> (Report, Vec<String>) {
         let mut failures = Vec::new();
-        let issuer = match self.issuer(&topology.cluster, now).await {
-            Ok(issuer) => Some(issuer),
-            Err(why) => {
-                failures.push(why);
-                None
-            }
-        };
+        let (issuer, failure) = self.issuer(&topology.cluster, now).await;
+        failures.extend(failure);
         let documents = render::documents(topology);
         let mut report = Report::default();
         if self.settings.cni == CniType::Calico {

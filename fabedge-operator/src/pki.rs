@@ -3,8 +3,10 @@
 pub mod authority;
 pub mod inspect;
 pub mod request;
+pub mod rotation;
 pub mod store;
 pub mod trust;
 
 pub use authority::{Authority, Leaf};
+pub use rotation::Authorities;
 pub use trust::Trust;

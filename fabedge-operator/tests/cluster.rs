@@ -13,6 +13,7 @@ mod cluster {
     mod metrics;
     mod pods;
     mod published;
+    mod rotation;
     mod scale;
     mod tells;
     mod told;

@@ -29,7 +29,7 @@ use super::report::{self, Others, Report};
 use super::token::{Claims, Tokens};
 use crate::api::{ClusterSpec, Endpoint};
 use crate::observe::convert::is_name;
-use crate::pki::Authority;
+use crate::pki::Authorities;
 use crate::pki::authority::Purpose;
 use crate::pki::request::{self, hex};
 use crate::reporter::chain;
@@ -79,7 +79,7 @@ enum Admitted {
 #[derive(Debug)]
 pub struct View {
     /// What signs certificates.
-    pub authority: Arc<Authority>,
+    pub authorities: Arc<Authorities>,
     /// What checks tokens.
     pub tokens: Arc<Tokens>,
     /// Clusters that are registered here.
@@ -315,7 +315,7 @@ fn bearer<R: Registry>(host: &Host<R>, peer: &Peer, headers: &HeaderMap) -> Resu
 }
 
 async fn ca_cert<R: Registry>(State(host): State<Arc<Host<R>>>) -> Result<Response, Answer> {
-    let pem = host.view()?.authority.certificate().to_owned();
+    let pem = host.view()?.authorities.trust().pem().to_owned();
     Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], pem).into_response())
 }
 
@@ -351,7 +351,8 @@ async fn sign_cert<R: Registry>(
     };
     let certificate = host
         .view()?
-        .authority
+        .authorities
+        .current()
         .certify(name, purpose, &request.key, OffsetDateTime::now_utc())
         .map_err(|error| {
             warn!(error = chain(&error), "the network API could not sign");
@@ -494,8 +495,13 @@ async fn news<R: Registry>(
     let mut changes = host.view.clone();
     loop {
         changes.mark_unchanged();
-        let text = text(&*host.view()?);
-        let tag = format!("\"{}\"", &hex(&Sha256::digest(text.as_bytes()))[..32]);
+        let view = host.view()?;
+        let text = text(&view);
+        // Who waits is also to learn at once of another CA, for which it asks then.
+        let hash = Sha256::new()
+            .chain_update(&text)
+            .chain_update(view.authorities.trust().pem());
+        let tag = format!("\"{}\"", &hex(&hash.finalize())[..32]);
         if known != Some(tag.as_str()) {
             let headers = [
                 (header::CONTENT_TYPE, "application/json".to_owned()),

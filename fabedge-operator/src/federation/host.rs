@@ -192,11 +192,10 @@ pub async fn pinned(address: &str, hash: &str, now: OffsetDateTime) -> Result<Tr
         address: address.clone(),
         pinned: hash.to_owned(),
     };
-    let der = inspect::certificate_der(&pem).map_err(|_| other())?;
-    if !ca_hash(&der).eq_ignore_ascii_case(hash) {
-        return Err(other());
-    }
-    trust(&address, &pem, now)
+    let known = trust(&address, &pem, now).map_err(|_| other())?;
+    known
+        .only(|der| ca_hash(der).eq_ignore_ascii_case(hash), now)
+        .ok_or_else(other)
 }
 
 impl Host {
@@ -207,9 +206,11 @@ impl Host {
     /// When the address, the CA or the certificate cannot be used.
     pub fn new(address: &str, trust: Trust, identity: Option<&Leaf>) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from(trust.der().to_vec()))
-            .map_err(Error::Tls)?;
+        for der in trust.all() {
+            roots
+                .add(CertificateDer::from(der.to_vec()))
+                .map_err(Error::Tls)?;
+        }
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
             .build()
             .map_err(Error::Verifier)?;

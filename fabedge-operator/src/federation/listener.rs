@@ -25,7 +25,7 @@ use tracing::{debug, warn};
 use super::api::{View, peer};
 use super::caller::server_name;
 use crate::pki::authority::Purpose;
-use crate::pki::{Authority, inspect};
+use crate::pki::{Authorities, Trust, inspect};
 use crate::reporter::chain;
 
 /// Connections at one time, and those of them whose caller has shown no certificate.
@@ -65,13 +65,18 @@ pub enum Error {
     Certificate(String),
 }
 
-/// What callers are shown: a new key with a new certificate of the cluster's authority. Client certificates of the same
-/// authority are asked for; one that is not for clients, or no longer good, ends the handshake.
+/// What callers are shown: a new key with a new certificate of the authority that all of them trust, however long they
+/// were away. Client certificates of any authority that is trusted are asked for; one that is not for clients, or no longer good, ends the handshake.
 ///
 /// # Errors
 /// When there is no key or certificate, or TLS refuses one.
-pub fn tls(cluster: &str, authority: &Authority, now: OffsetDateTime) -> Result<Arc<ServerConfig>, Error> {
+pub fn tls(
+    cluster: &str,
+    authorities: &Authorities,
+    now: OffsetDateTime,
+) -> Result<Arc<ServerConfig>, Error> {
     let key = KeyPair::generate().map_err(Error::Key)?;
+    let authority = authorities.oldest();
     let certificate = authority
         .certify(&server_name(cluster), Purpose::ApiServer, &key, now)
         .map_err(Error::Issue)?;
@@ -81,9 +86,11 @@ pub fn tls(cluster: &str, authority: &Authority, now: OffsetDateTime) -> Result<
     ];
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from(authority.der().to_vec()))
-        .map_err(Error::Tls)?;
+    for der in authorities.trust().all() {
+        roots
+            .add(CertificateDer::from(der.to_vec()))
+            .map_err(Error::Tls)?;
+    }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .allow_unauthenticated()
         .build()
@@ -131,32 +138,32 @@ pub async fn serve(
             renew(
                 &mut shown,
                 &cluster,
-                &current.authority,
+                &current.authorities,
                 OffsetDateTime::now_utc(),
             );
         }
     }
 }
 
-/// What is shown, of which authority, and until when.
+/// What is shown, what is trusted, and until when.
 struct Shown {
     acceptor: TlsAcceptor,
-    authority: Vec<u8>,
+    trust: Trust,
     renew_at: OffsetDateTime,
 }
 
-fn renew(shown: &mut Option<Shown>, cluster: &str, authority: &Authority, now: OffsetDateTime) {
+fn renew(shown: &mut Option<Shown>, cluster: &str, authorities: &Authorities, now: OffsetDateTime) {
     if let Some(shown) = shown
-        && shown.authority == authority.der()
+        && shown.trust == *authorities.trust()
         && now < shown.renew_at
     {
         return;
     }
-    match tls(cluster, authority, now) {
+    match tls(cluster, authorities, now) {
         Ok(config) => {
             *shown = Some(Shown {
                 acceptor: TlsAcceptor::from(config),
-                authority: authority.der().to_vec(),
+                trust: authorities.trust().clone(),
                 renew_at: now + crate::pki::authority::LEAF_LIFETIME * 2 / 3,
             });
         }

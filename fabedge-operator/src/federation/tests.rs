@@ -13,7 +13,7 @@ use super::*;
 use crate::federation::caller::server_name;
 use crate::federation::report::Owner;
 use crate::federation::{listener, token};
-use crate::pki::inspect;
+use crate::pki::{Authority, inspect};
 
 #[derive(Clone, Default)]
 struct Memory {
@@ -39,6 +39,7 @@ impl Registry for Memory {
 struct World {
     address: SocketAddr,
     authority: Arc<Authority>,
+    authorities: Arc<Authorities>,
     tokens: Arc<Tokens>,
     view: watch::Sender<Option<Arc<View>>>,
     registry: Memory,
@@ -66,7 +67,8 @@ impl World {
     async fn new() -> Self {
         let now = OffsetDateTime::now_utc();
         let ca = Authority::generate("fabedge", now).unwrap();
-        let authority = Arc::new(Authority::load(&ca.certificate, &ca.key, now).unwrap());
+        let load = || Authority::load(&ca.certificate, &ca.key, now).unwrap();
+        let (authority, authorities) = (Arc::new(load()), Arc::new(Authorities::only(load())));
         let tokens = Arc::new(Tokens::new(&token::generate_key().unwrap()).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -77,6 +79,7 @@ impl World {
         let world = Self {
             address,
             authority,
+            authorities,
             tokens,
             view,
             registry,
@@ -91,7 +94,7 @@ impl World {
         others.add("10.233.64.0/18".parse().unwrap(), Owner::Host("pods"));
         let members = members.iter().map(|name| (*name).to_owned()).collect();
         self.view.send_replace(Some(Arc::new(View {
-            authority: Arc::clone(&self.authority),
+            authorities: Arc::clone(&self.authorities),
             tokens: Arc::clone(&self.tokens),
             clusters: ["bei", "beijing", "shanghai"].map(str::to_owned).into(),
             communities: [("connectors".to_owned(), members)].into(),

@@ -1,18 +1,31 @@
-//! The cluster's certificate authority in its Secret.
+//! The cluster's certificate authority in its Secret, and its replacement by another one.
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use time::OffsetDateTime;
+use serde_json::json;
+use time::{Duration, OffsetDateTime};
+use tracing::info;
 
-use super::objects;
-use crate::pki::{Authority, authority};
+use super::{MANAGER, objects};
+use crate::pki::rotation::{ANNOUNCE, CERTIFICATE, Entries, KEY};
+use crate::pki::{Authorities, Authority, authority};
 
 /// Name of the Secret.
 pub const SECRET: &str = "fabedge-ca";
-const CERTIFICATE: &str = "ca.crt";
-const KEY: &str = "ca.key";
+
+/// Annotation of the Secret by which somebody asks for a new authority. Its value is for how many seconds it is announced
+/// before it signs; anything else means the usual time.
+pub const ROTATE: &str = "fabedge.io/rotate-ca";
+
+/// The fewest seconds: every node is to have read both.
+const LEAST: u32 = 10;
+
+/// Steps that can be due at once, and one more that finds none.
+const STEPS: usize = 4;
 
 /// Why there is no authority.
 #[derive(Debug, thiserror::Error)]
@@ -38,18 +51,21 @@ pub enum Error {
          made, which every node then gets"
     )]
     Refused(#[source] authority::Error),
+    /// Somebody undoes every step.
+    #[error("the Secret {SECRET} is changed by somebody else all the time: find out who")]
+    Restless,
     /// Making a new one failed.
     #[error("making a CA")]
     Generate(#[source] authority::Error),
 }
 
-/// Loads the authority, or makes one where there is none.
+/// Loads the authorities, makes one where there is none, and takes the step of a rotation that is due.
 ///
 /// # Errors
-/// When the Secret cannot be read or made, or holds no authority that can be used.
-pub async fn open(secrets: &Api<Secret>, cluster: &str, now: OffsetDateTime) -> Result<Authority, Error> {
+/// When the Secret cannot be read or written, or holds no authority that can be used.
+pub async fn open(secrets: &Api<Secret>, cluster: &str, now: OffsetDateTime) -> Result<Authorities, Error> {
     let api = |action| move |source| Error::Api { action, source };
-    let secret = match secrets.get_opt(SECRET).await.map_err(api("reading"))? {
+    let mut secret = match secrets.get_opt(SECRET).await.map_err(api("reading"))? {
         Some(secret) => secret,
         None => {
             let new = Authority::generate(cluster, now).map_err(Error::Generate)?;
@@ -57,7 +73,7 @@ pub async fn open(secrets: &Api<Secret>, cluster: &str, now: OffsetDateTime) -> 
             // Created, not applied: one that somebody made meanwhile stays.
             match secrets.create(&PostParams::default(), &secret).await {
                 Ok(secret) => {
-                    tracing::info!(secret = secret.name_any(), "made a certificate authority");
+                    info!(secret = secret.name_any(), "made a certificate authority");
                     secret
                 }
                 Err(kube::Error::Api(status)) if status.code == 409 => {
@@ -67,17 +83,88 @@ pub async fn open(secrets: &Api<Secret>, cluster: &str, now: OffsetDateTime) -> 
             }
         }
     };
-    let entry = |key| objects::text(&secret, key).ok_or(Error::Half(key));
-    Authority::load(&entry(CERTIFICATE)?, &entry(KEY)?, now).map_err(Error::Refused)
+    // Two steps may be due at once, after a long time without an operator.
+    for _ in 0..STEPS {
+        let entries: Entries = secret
+            .data
+            .iter()
+            .flatten()
+            .filter_map(|(name, _)| Some((name.clone(), objects::text(&secret, name)?)))
+            .collect();
+        for name in [CERTIFICATE, KEY] {
+            if !entries.contains_key(name) {
+                return Err(Error::Half(name));
+            }
+        }
+        let authorities = Authorities::load(&entries, now).map_err(Error::Refused)?;
+        let asked = secret.annotations().get(ROTATE).map(|text| announce(text));
+        let next = authorities
+            .step(&entries, cluster, asked, now)
+            .map_err(Error::Generate)?;
+        let labelled = secret.labels().get(objects::CREATED_BY).is_some();
+        if next.is_none() && asked.is_none() && labelled {
+            return Ok(authorities);
+        }
+        if let Some(next) = &next {
+            info!(
+                step = step(&entries, next),
+                "the certificate authority is being replaced"
+            );
+        }
+        // Only as long as nobody else has written it: a key must not be lost.
+        let next = next.unwrap_or_else(|| entries.clone());
+        let data: BTreeMap<&String, Option<ByteString>> = entries
+            .keys()
+            .chain(next.keys())
+            .map(|name| {
+                let text = next.get(name).map(|text| ByteString(text.clone().into_bytes()));
+                (name, text)
+            })
+            .collect();
+        let patch = json!({
+            "metadata": {
+                "resourceVersion": secret.resource_version(),
+                "labels": {objects::CREATED_BY: MANAGER},
+                "annotations": {ROTATE: null},
+            },
+            "data": data,
+        });
+        let params = PatchParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        secret = secrets
+            .patch(SECRET, &params, &Patch::Merge(&patch))
+            .await
+            .map_err(api("writing"))?;
+    }
+    Err(Error::Restless)
+}
+
+/// What a step of a rotation does, for the log.
+fn step(before: &Entries, after: &Entries) -> &'static str {
+    match (
+        before.len() < after.len(),
+        before.get(CERTIFICATE) == after.get(CERTIFICATE),
+    ) {
+        (true, true) => "a new one is trusted beside the old one",
+        (_, false) => "the new one signs, the old one is trusted still",
+        (false, true) => "the old one is no longer trusted",
+    }
+}
+
+/// How long a new authority is announced that somebody asks for: seconds, or the usual time.
+fn announce(text: &str) -> Duration {
+    let seconds = text.trim().parse().ok();
+    seconds.map_or(ANNOUNCE, |seconds: u32| {
+        Duration::seconds(seconds.max(LEAST).into())
+    })
 }
 
 fn made(certificate: &str, key: &str) -> Secret {
     let entry = |name: &str, text: &str| (name.to_owned(), ByteString(text.as_bytes().to_vec()));
     Secret {
-        metadata: kube::api::ObjectMeta {
-            name: Some(SECRET.to_owned()),
-            ..Default::default()
-        },
+        metadata: objects::unowned(SECRET),
         data: Some([entry(CERTIFICATE, certificate), entry(KEY, key)].into()),
         ..Secret::default()
     }

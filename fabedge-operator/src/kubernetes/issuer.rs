@@ -5,13 +5,13 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::federation::host::{self, Host};
-use crate::pki::{Authority, Leaf, Trust, authority};
+use crate::pki::{Authorities, Leaf, Trust, authority};
 
 /// Who signs.
 #[derive(Clone, Debug)]
 pub enum Issuer {
     /// The cluster's own authority.
-    Own(Arc<Authority>),
+    Own(Arc<Authorities>),
     /// That of the host.
     Host(Arc<Host>),
 }
@@ -32,7 +32,7 @@ impl Issuer {
     /// What its certificates are judged by.
     pub fn trust(&self) -> &Trust {
         match self {
-            Self::Own(authority) => authority.trust(),
+            Self::Own(authorities) => authorities.trust(),
             Self::Host(host) => host.trust(),
         }
     }
@@ -43,8 +43,8 @@ impl Issuer {
     /// When the library refuses the name, or the host does, or does not answer.
     pub async fn issue(&self, name: &str, now: OffsetDateTime) -> Result<(Leaf, OffsetDateTime), Error> {
         match self {
-            Self::Own(authority) => {
-                let (authority, name) = (Arc::clone(authority), name.to_owned());
+            Self::Own(authorities) => {
+                let (authority, name) = (Arc::clone(authorities.current()), name.to_owned());
                 // Others go on writing meanwhile, and the lease is renewed.
                 let issue = move || Ok((authority.issue(&name, now)?, authority.renewal(now)));
                 let work = tokio::task::spawn_blocking(issue).await;

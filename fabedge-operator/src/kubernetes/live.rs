@@ -10,6 +10,7 @@ use kube::core::DynamicObject;
 use kube::runtime::watcher::Event as Watched;
 use serde::de::DeserializeOwned;
 
+use super::authority;
 use super::calico::Calico;
 use super::conditions::{Dropped, Shown};
 use super::custom::{Custom, Status};
@@ -86,6 +87,8 @@ pub struct Live {
     /// The node of the connector; while no pod of it has one, that of the last.
     connector_node: Option<String>,
     templates: Seen<Arc<Template>>,
+    /// Somebody has written the authority, or we have: it is to be read again.
+    pub authority_changed: bool,
     /// Calico's objects, where it is the network plugin.
     pub calico: Option<Calico>,
 }
@@ -127,7 +130,12 @@ impl Live {
                 Change::everything(changed || news)
             }
             Event::ConfigMap(event) => Change::everything(publisher.config_map_seen(&event)),
-            Event::Secret(event) => Change::everything(publisher.secret_seen(&event)),
+            Event::Secret(event) => {
+                let authority = matches!(&event,
+                    Watched::Apply(object) | Watched::Delete(object) if object.name_any() == authority::SECRET);
+                self.authority_changed |= authority;
+                Change::everything(publisher.secret_seen(&event) || authority)
+            }
             Event::Pod(event) => Change::pods(self.agent_seen(*event)),
             Event::Connector(event) => self.connector_seen(*event),
             Event::Template(event) => Change::everything(self.templates.take(

@@ -428,6 +428,9 @@ impl Session {
         let trust = host::pinned(&self.address, &hash, now)
             .await
             .map_err(Error::Register)?;
+        // Those beside it, while the host's CA is being replaced.
+        let stranger = Host::new(&self.address, trust, None)?;
+        let trust = stranger.authority(now).await.map_err(Error::Register)?;
         let stranger = Host::new(&self.address, trust.clone(), None)?;
         let (leaf, renew_at) = stranger
             .certify(name, &key, Some(token), now)

@@ -27,7 +27,7 @@ use crate::federation::listener;
 use crate::federation::report::{Others, Owner};
 use crate::federation::token::{self, Tokens};
 use crate::finding::Finding;
-use crate::pki::Authority;
+use crate::pki::Authorities;
 use crate::reporter::chain;
 use crate::snapshot::Settings;
 use crate::topology::Topology;
@@ -144,7 +144,7 @@ impl Members {
         live: &Live,
         topology: &Topology,
         settings: &Settings,
-        authority: &Arc<Authority>,
+        authorities: &Arc<Authorities>,
         now: OffsetDateTime,
     ) -> Vec<String> {
         let tokens = match &self.tokens {
@@ -161,14 +161,19 @@ impl Members {
             };
             let joined = shown.status.registration.is_some() || !known.endpoints.is_empty();
             if !joined
-                && wants_token(known.token.as_deref(), &tokens, authority, now)
-                && let Err(error) = self.hand_out(shown.name, &tokens, authority, now).await
+                && wants_token(known.token.as_deref(), &tokens, authorities, now)
+                && let Err(error) = self.hand_out(shown.name, &tokens, authorities, now).await
             {
                 failures.push(chain(&error));
             }
         }
-        self.view
-            .send_replace(Some(Arc::new(view(live, topology, settings, authority, &tokens))));
+        self.view.send_replace(Some(Arc::new(view(
+            live,
+            topology,
+            settings,
+            authorities,
+            &tokens,
+        ))));
         failures
     }
 
@@ -176,11 +181,11 @@ impl Members {
         &self,
         cluster: &str,
         tokens: &Tokens,
-        authority: &Authority,
+        authorities: &Authorities,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
         let token = tokens
-            .issue(cluster, authority.der(), now)
+            .issue(cluster, authorities.oldest().der(), now)
             .map_err(|e| Error::Token(cluster.to_owned(), e))?;
         let patch = json!({"spec": {"token": token}});
         match self
@@ -240,10 +245,10 @@ fn params() -> PatchParams {
 
 /// Whether a cluster that has not registered needs another token: it has none, or one that is not of this key and
 /// authority, or is about to end.
-fn wants_token(token: Option<&str>, tokens: &Tokens, authority: &Authority, now: OffsetDateTime) -> bool {
+fn wants_token(token: Option<&str>, tokens: &Tokens, authorities: &Authorities, now: OffsetDateTime) -> bool {
     token
         .and_then(|token| tokens.check(token, now + RENEW).ok())
-        .is_none_or(|claims| claims.ca_hash != token::ca_hash(authority.der()))
+        .is_none_or(|claims| claims.ca_hash != token::ca_hash(authorities.oldest().der()))
 }
 
 /// The prefixes of this cluster.
@@ -273,7 +278,7 @@ fn view(
     live: &Live,
     topology: &Topology,
     settings: &Settings,
-    authority: &Arc<Authority>,
+    authorities: &Arc<Authorities>,
     tokens: &Arc<Tokens>,
 ) -> View {
     let (snapshot, _) = live.snapshot();
@@ -308,7 +313,7 @@ fn view(
         endpoints.extend(cluster.endpoints.iter().map(wire));
     }
     View {
-        authority: Arc::clone(authority),
+        authorities: Arc::clone(authorities),
         tokens: Arc::clone(tokens),
         clusters: members.map(|(name, _)| name.clone()).collect(),
         communities: snapshot

@@ -19,7 +19,7 @@ use super::live::Live;
 use super::{MANAGER, authority, objects};
 use crate::api::SUBNETS;
 use crate::pki::inspect::{Verdict, judge};
-use crate::pki::{Authority, Leaf};
+use crate::pki::{Authorities, Leaf};
 use crate::publish::{generation, next_document};
 use crate::topology::{Previous, Topology};
 
@@ -103,6 +103,12 @@ impl Tls {
 }
 
 impl Known {
+    /// Whether the authorities beside the certificate are the ones of now.
+    fn trusts(&self, issuer: Option<&Issuer>) -> bool {
+        let have = self.certificate.as_ref();
+        issuer.is_none_or(|issuer| have.is_some_and(|have| have.authority == issuer.trust().pem()))
+    }
+
     fn hash(&self) -> Option<String> {
         let (text, tls) = self.text.as_deref().zip(self.certificate.as_ref())?;
         Some(objects::digest([text, &tls.authority, &tls.leaf.certificate]))
@@ -218,11 +224,15 @@ impl Publisher {
         self.known.as_ref()?.get(name)?.hash.as_deref()
     }
 
-    /// The cluster's authority.
+    /// The cluster's authorities.
     ///
     /// # Errors
     /// See [`authority::open`].
-    pub async fn authority(&self, cluster: &str, now: OffsetDateTime) -> Result<Authority, authority::Error> {
+    pub async fn authorities(
+        &self,
+        cluster: &str,
+        now: OffsetDateTime,
+    ) -> Result<Authorities, authority::Error> {
         authority::open(&self.secrets, cluster, now).await
     }
 
@@ -271,7 +281,7 @@ impl Publisher {
                     && known.document.as_ref() == Some(document)
                     && known.node.as_deref() == live.node_uid(name)
                     && known.renew_at.is_none_or(|at| now < at)
-                    && (name == CLOUD || known.renew_at.is_some())
+                    && (name == CLOUD || known.renew_at.is_some() && known.trusts(issuer))
             })
         };
         let publisher = &*self;

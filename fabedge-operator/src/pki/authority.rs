@@ -122,7 +122,19 @@ impl Authority {
     /// When the library or the random source fails.
     pub fn generate(cluster: &str, now: OffsetDateTime) -> Result<Leaf, Error> {
         // The space keeps it apart from every endpoint's name.
-        let name = format!("{cluster} CA");
+        Self::generate_as(format!("{cluster} CA"), now)
+    }
+
+    /// Makes the next authority of a cluster. Its name is another one, for what issued a certificate is looked up by
+    /// name.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn generate_successor(cluster: &str, now: OffsetDateTime) -> Result<Leaf, Error> {
+        Self::generate_as(format!("{cluster} CA {}", now.unix_timestamp()), now)
+    }
+
+    fn generate_as(name: String, now: OffsetDateTime) -> Result<Leaf, Error> {
         let issue = |source| Error::Issue {
             name: name.clone(),
             source,

@@ -1,4 +1,4 @@
-//! What certificates are judged by: the certificate of an authority, of this cluster or of the one it registered with.
+//! What certificates are judged by: the certificates of authorities, of this cluster or of the one it registered with.
 
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -6,19 +6,23 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::authority::Error;
 use super::inspect;
 
-/// The certificate of an authority.
+/// The certificate of an authority, and those that are trusted beside it while one takes over from another. The first
+/// one signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trust {
     pem: String,
     der: Vec<u8>,
+    others: Vec<Vec<u8>>,
+    not_before: OffsetDateTime,
     not_after: OffsetDateTime,
 }
 
 impl Trust {
-    /// Reads the certificate of an authority, PEM.
+    /// Reads the certificates of authorities, PEM, the one first that signs.
     ///
     /// # Errors
-    /// When it does not parse, is not that of an authority, or is not valid now.
+    /// When the first one does not parse, is not that of an authority, or is not valid now; or another one is no
+    /// certificate at all.
     pub fn read(pem: &str, now: OffsetDateTime) -> Result<Self, Error> {
         let der = inspect::certificate_der(pem).map_err(Error::Certificate)?;
         let (_, parsed) = X509Certificate::from_der(&der).map_err(|e| Error::Certificate(e.to_string()))?;
@@ -48,11 +52,41 @@ impl Trust {
         if now < from || now >= until {
             return Err(Error::NotValid { from, until, now });
         }
+        let mut others = Vec::new();
+        for other in blocks(pem).skip(1) {
+            others.push(inspect::certificate_der(other).map_err(Error::Certificate)?);
+        }
         Ok(Self {
             pem: pem.to_owned(),
+            not_before: from,
             not_after: until,
             der,
+            others,
         })
+    }
+
+    /// The same, with others beside it.
+    pub fn with(&self, others: &[&Trust]) -> Self {
+        let mut all = self.clone();
+        for other in others {
+            if !all.pem.ends_with('\n') {
+                all.pem.push('\n');
+            }
+            all.pem += &other.pem;
+            all.others.extend(other.all().map(<[u8]>::to_vec));
+        }
+        all
+    }
+
+    /// One of them alone: the first that `is_it`, if it is fit.
+    pub fn only(&self, is_it: impl Fn(&[u8]) -> bool, now: OffsetDateTime) -> Option<Self> {
+        let is_it = |text: &&str| inspect::certificate_der(text).is_ok_and(|der| is_it(&der));
+        Self::read(blocks(&self.pem).find(is_it)?, now).ok()
+    }
+
+    /// Every certificate as DER, the one first that signs.
+    pub fn all(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.der).chain(&self.others).map(Vec::as_slice)
     }
 
     /// As it was read.
@@ -60,7 +94,7 @@ impl Trust {
         &self.pem
     }
 
-    /// The certificate as DER.
+    /// The certificate of the one that signs, as DER.
     pub fn der(&self) -> &[u8] {
         &self.der
     }
@@ -69,4 +103,17 @@ impl Trust {
     pub fn not_after(&self) -> OffsetDateTime {
         self.not_after
     }
+
+    /// When two thirds of its life are over.
+    pub fn renewal(&self) -> OffsetDateTime {
+        self.not_before + (self.not_after - self.not_before) * 2 / 3
+    }
 }
+
+/// The text of every certificate in a text.
+fn blocks(pem: &str) -> impl Iterator<Item = &str> {
+    let blocks = pem.split_inclusive(END);
+    blocks.filter(|block| block.ends_with(END))
+}
+
+const END: &str = "-----END CERTIFICATE-----";

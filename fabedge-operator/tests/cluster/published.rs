@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use super::world::{World, subnet, text};
 
 /// An entry of a Secret.
-fn entry(secret: &Secret, key: &str) -> Option<String> {
+pub fn entry(secret: &Secret, key: &str) -> Option<String> {
     String::from_utf8(secret.data.as_ref()?.get(key)?.0.clone()).ok()
 }
 
@@ -35,7 +35,7 @@ impl World {
         let certified = |secret: &str, name: &str| {
             let secret = secrets.get(secret)?;
             let (certificate, key) = (entry(secret, "tls.crt")?, entry(secret, "tls.key")?);
-            let verdict = judge(&certificate, &key, name, &authority, now);
+            let verdict = judge(&certificate, &key, name, authority.trust(), now);
             let good = entry(secret, "ca.crt")? == authority.certificate();
             (good && matches!(verdict, Verdict::Keep { .. })).then_some(())
         };

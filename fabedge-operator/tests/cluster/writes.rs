@@ -22,8 +22,13 @@ fn documents_and_certificates_follow_nodes_and_communities() {
                 world.peers(3).await == [connector.clone()]
             })
             .await;
-        let (document, _) = world.document("connector-config").await.unwrap();
-        assert_eq!(document.peers.len(), 3);
+        // Several documents are written at a time.
+        world
+            .wait_until("the connector knows all", async || {
+                let document = world.document("connector-config").await;
+                document.is_some_and(|(document, _)| document.peers.len() == 3)
+            })
+            .await;
         for secret in ["connector-tls", "fabedge-agent-tls-follows-edge1"] {
             let secret = world.secrets().get(secret).await.unwrap();
             assert_eq!(secret.type_.as_deref(), Some("kubernetes.io/tls"));
