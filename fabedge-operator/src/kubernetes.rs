@@ -350,6 +350,7 @@ impl Operator {
         let (report, mut failures) = self.publish(&topology, whole, now).await;
         if let Some(member) = &self.member {
             member.report(members::own(&topology, &self.settings));
+            self.status.host_heard(member.is_heard());
         }
         if let Some((members, authorities)) = self.members.as_mut().zip(self.authorities.as_ref()) {
             failures.extend(

@@ -184,6 +184,12 @@ impl Member {
         })
     }
 
+    /// Whether the host answers.
+    pub fn is_heard(&self) -> bool {
+        let told = self.told.borrow();
+        told.host.is_some() && told.trouble.is_none()
+    }
+
     /// Tells the host what this cluster is.
     pub fn report(&self, spec: ClusterSpec) {
         self.own.send_if_modified(|own| {

@@ -215,10 +215,7 @@ impl Members {
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
                     .map_err(Error::Key)?;
                 let made = Secret {
-                    metadata: kube::api::ObjectMeta {
-                        name: Some(SECRET.to_owned()),
-                        ..Default::default()
-                    },
+                    metadata: objects::unowned(SECRET),
                     data: Some([(KEY.to_owned(), ByteString(key.into_bytes()))].into()),
                     ..Secret::default()
                 };

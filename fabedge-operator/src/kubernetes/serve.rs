@@ -39,6 +39,8 @@ pub struct Status {
     microseconds: AtomicU64,
     /// What is waited for before the work can begin.
     awaits: Mutex<Option<String>>,
+    /// On a member: whether its host is heard of.
+    host_heard: Mutex<Option<bool>>,
     statuses: AtomicU64,
     status_failures: AtomicU64,
     events: AtomicU64,
@@ -59,6 +61,11 @@ impl Status {
     /// Whether this operator leads.
     pub fn leads(&self) -> bool {
         self.leader.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether the host of this member is heard of.
+    pub fn host_heard(&self, heard: bool) {
+        *self.host_heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(heard);
     }
 
     /// Takes down what a pass did.
@@ -158,6 +165,12 @@ impl Status {
             gauge.set(value.try_into().unwrap_or(i64::MAX));
             add(Box::new(gauge))?;
         }
+        if let Some(heard) = *self.host_heard.lock().unwrap_or_else(PoisonError::into_inner) {
+            let help = "1 when this member cluster hears of its host; what stands goes on without.";
+            let gauge = IntGauge::new("fabedge_operator_host_heard", help)?;
+            gauge.set(heard.into());
+            add(Box::new(gauge))?;
+        }
         let seconds = Gauge::new("fabedge_operator_pass_seconds", "How long the last pass took.")?;
         seconds.set(now(&self.microseconds) as f64 / 1e6);
         add(Box::new(seconds))?;
@@ -254,5 +267,9 @@ mod tests {
             assert!(text.contains(&line), "{line} in {text}");
         }
         assert!(text.contains("fabedge_operator_leader 1"), "{text}");
+        assert!(!text.contains("host_heard"), "only a member has a host");
+        status.host_heard(false);
+        let text = status.exposition().unwrap();
+        assert!(text.contains("\nfabedge_operator_host_heard 0\n"), "{text}");
     }
 }
