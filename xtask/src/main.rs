@@ -3,6 +3,7 @@
 mod build;
 mod clean;
 mod docs;
+mod fuzz;
 mod generate;
 mod image;
 mod interrupt;
@@ -65,6 +66,8 @@ enum Task {
     Image(image::Arguments),
     /// Run the suites: unit tests, programs and netlink on this kernel, the lab on three, the documents
     Test(test::Arguments),
+    /// Fuzz the parsers at the boundary, each for a while
+    Fuzz(fuzz::Arguments),
     /// Make the files of the repository that come from its code: the chart's custom resource definitions
     Generate {
         /// Only say whether they are up to date
@@ -139,6 +142,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Task::Image(arguments) => image::image(&places()?, &arguments)?,
         Task::Test(arguments) => {
             if !test::test(&places()?, &arguments, &Interrupt::watch()?)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Fuzz(arguments) => {
+            if !fuzz::fuzz(&places()?, &arguments, &Interrupt::watch()?)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -13,6 +13,7 @@ pub mod runtime;
 pub mod sources;
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -59,6 +60,17 @@ pub fn ensure_kubernetes(places: &Places) -> Result<()> {
     let log = Log::at(places.log("setup-kubernetes"))?;
     apt::install(kubernetes::PACKAGES, &log)?;
     kubernetes::ensure(places, &log)
+}
+
+/// What only the fuzzer needs: libFuzzer is C++.
+pub fn ensure_fuzzer(places: &Places) -> Result<()> {
+    let found = Command::new("c++").arg("--version").output();
+    if !found.is_ok_and(|found| found.status.success()) {
+        check_system()?;
+        let _lock = places.lock()?;
+        apt::install(&["g++"], &Log::at(places.log("setup"))?)?;
+    }
+    Ok(())
 }
 
 /// The root folder alone, of which some programs run here, too.
