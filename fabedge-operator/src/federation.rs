@@ -5,5 +5,6 @@ pub mod caller;
 pub mod failures;
 pub mod host;
 pub mod listener;
+pub mod places;
 pub mod report;
 pub mod token;

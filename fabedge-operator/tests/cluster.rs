@@ -7,6 +7,7 @@ mod cluster {
     mod calico;
     mod discovery;
     mod failover;
+    mod figures;
     mod kubelet;
     mod lease;
     mod members;

@@ -20,7 +20,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::caller::{Caller, client_name};
 use super::failures::Failures;
@@ -80,6 +80,8 @@ enum Admitted {
 pub struct View {
     /// What signs certificates.
     pub authorities: Arc<Authorities>,
+    /// Addresses or DNS names at which the API is reached.
+    pub addresses: Vec<String>,
     /// What checks tokens.
     pub tokens: Arc<Tokens>,
     /// Clusters that are registered here.
@@ -267,9 +269,8 @@ fn admission<R: Registry>(host: &Host<R>, request: &Request) -> Result<Admitted,
         },
         host.view()?,
     );
-    if let Some(claimed) = request.headers().get(CLUSTER)
-        && claimed.as_bytes() != cluster.as_bytes()
-    {
+    let mut claimed = request.headers().get_all(CLUSTER).iter();
+    if claimed.any(|claimed| claimed.as_bytes() != cluster.as_bytes()) {
         return Err(Answer::new(
             StatusCode::FORBIDDEN,
             format!("the header {CLUSTER} is not {cluster:?}, for whom you showed to speak"),
@@ -284,19 +285,10 @@ fn admission<R: Registry>(host: &Host<R>, request: &Request) -> Result<Admitted,
     Ok(admitted)
 }
 
-/// What the token of a caller without a certificate says.
+/// What the token of a caller without a certificate says. A good one counts however often others fail, for behind a
+/// NodePort all may have one address.
 fn bearer<R: Registry>(host: &Host<R>, peer: &Peer, headers: &HeaderMap) -> Result<Claims, Answer> {
     let (address, now) = (peer.address.ip(), Instant::now());
-    let mut failures = host.failures.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(left) = failures.must_wait(address, now) {
-        return Err(Answer {
-            retry_after: Some(left),
-            ..Answer::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too many failures from this address",
-            )
-        });
-    }
     let token = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -310,6 +302,16 @@ fn bearer<R: Registry>(host: &Host<R>, peer: &Peer, headers: &HeaderMap) -> Resu
             Err(refusal) => refusal.to_string(),
         },
     };
+    let mut failures = host.failures.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(left) = failures.must_wait(address, now) {
+        return Err(Answer {
+            retry_after: Some(left),
+            ..Answer::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many failures from this address",
+            )
+        });
+    }
     failures.count(address, now);
     Err(Answer::new(StatusCode::UNAUTHORIZED, refused))
 }
@@ -325,8 +327,13 @@ async fn sign_cert<R: Registry>(
     body: Result<String, StringRejection>,
 ) -> Result<Response, Answer> {
     let body = body.map_err(|rejection| Answer::new(rejection.status(), rejection.body_text()))?;
-    let request =
-        request::read(&body).map_err(|error| Answer::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let request = request::read(&body).map_err(|error| {
+        let status = match error {
+            request::Error::OtherName(_) => StatusCode::FORBIDDEN,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Answer::new(status, error.to_string())
+    })?;
     let name = &request.name;
     let purpose = match &admitted {
         Admitted::Member(cluster) if *name == client_name(cluster) => Purpose::ApiClient,
@@ -411,7 +418,8 @@ async fn take<R: Registry>(
     if refused.is_empty() {
         return Ok(StatusCode::NO_CONTENT);
     }
-    warn!(
+    // It is said in an Event and in a condition, and once each.
+    debug!(
         cluster,
         refused = refused.join("; "),
         "a part of a member's report is left out"

@@ -11,7 +11,7 @@ pub const CLIENT: &str = "fabedge-client";
 pub const SERVER: &str = "fabedge-operator";
 
 /// Who calls.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Caller {
     /// Somebody without a certificate.
     Anybody,

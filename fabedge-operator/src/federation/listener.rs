@@ -23,20 +23,22 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::api::{View, peer};
-use super::caller::server_name;
+use super::caller::{Caller, server_name};
+use super::places::Places;
 use crate::pki::authority::Purpose;
 use crate::pki::{Authorities, Trust, inspect};
 use crate::reporter::chain;
 
-/// Connections at one time, and those of them whose caller has shown no certificate.
+/// Connections at one time.
 const CONNECTIONS: usize = 1024;
-const ANONYMOUS: usize = 64;
 
 /// How long TLS may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// How long the head of a request may take, and a connection may idle between two.
-const HEAD: Duration = Duration::from_secs(10);
+/// How long a connection may idle and the head of a request may take: of a caller without a certificate, and of one with,
+/// for whom a new connection every few seconds would be the greater load.
+const ANONYMOUS_HEAD: Duration = Duration::from_secs(10);
+const HEAD: Duration = Duration::from_secs(60);
 
 /// How long a caller without a certificate may stay.
 const ANONYMOUS_STAY: Duration = Duration::from_secs(30);
@@ -66,19 +68,21 @@ pub enum Error {
 }
 
 /// What callers are shown: a new key with a new certificate of the authority that all of them trust, however long they
-/// were away. Client certificates of any authority that is trusted are asked for; one that is not for clients, or no longer good, ends the handshake.
+/// were away, with the addresses by which members of earlier versions know it. Client certificates of any authority that
+/// is trusted are asked for; one that is not for clients, or no longer good, ends the handshake.
 ///
 /// # Errors
 /// When there is no key or certificate, or TLS refuses one.
 pub fn tls(
     cluster: &str,
+    addresses: &[String],
     authorities: &Authorities,
     now: OffsetDateTime,
 ) -> Result<Arc<ServerConfig>, Error> {
     let key = KeyPair::generate().map_err(Error::Key)?;
     let authority = authorities.oldest();
     let certificate = authority
-        .certify(&server_name(cluster), Purpose::ApiServer, &key, now)
+        .certify_at(&server_name(cluster), addresses, Purpose::ApiServer, &key, now)
         .map_err(Error::Issue)?;
     let chain = vec![
         CertificateDer::from(inspect::certificate_der(&certificate).map_err(Error::Certificate)?),
@@ -115,7 +119,7 @@ pub async fn serve(
     router: Router,
 ) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
-    let anonymous = Arc::new(Semaphore::new(ANONYMOUS));
+    let places = Places::default();
     let mut shown: Option<Shown> = None;
     let mut look = tokio::time::interval(LOOK);
     loop {
@@ -125,9 +129,9 @@ pub async fn serve(
             accepted = accept(&listener, &connections), if shown.is_some() => {
                 let Some((stream, address, permit)) = accepted else { continue };
                 let Some(acceptor) = shown.as_ref().map(|shown| shown.acceptor.clone()) else { continue };
-                let (router, anonymous) = (router.clone(), Arc::clone(&anonymous));
+                let (router, places) = (router.clone(), places.clone());
                 tokio::spawn(async move {
-                    connection(stream, address, acceptor, router, &anonymous).await;
+                    connection(stream, address, acceptor, router, &places).await;
                     drop(permit);
                 });
                 continue;
@@ -135,12 +139,7 @@ pub async fn serve(
         }
         let current = view.borrow_and_update().clone();
         if let Some(current) = current {
-            renew(
-                &mut shown,
-                &cluster,
-                &current.authorities,
-                OffsetDateTime::now_utc(),
-            );
+            renew(&mut shown, &cluster, &current, OffsetDateTime::now_utc());
         }
     }
 }
@@ -149,21 +148,25 @@ pub async fn serve(
 struct Shown {
     acceptor: TlsAcceptor,
     trust: Trust,
+    addresses: Vec<String>,
     renew_at: OffsetDateTime,
 }
 
-fn renew(shown: &mut Option<Shown>, cluster: &str, authorities: &Authorities, now: OffsetDateTime) {
+fn renew(shown: &mut Option<Shown>, cluster: &str, view: &View, now: OffsetDateTime) {
+    let trust = view.authorities.trust();
     if let Some(shown) = shown
-        && shown.trust == *authorities.trust()
+        && shown.trust == *trust
+        && shown.addresses == view.addresses
         && now < shown.renew_at
     {
         return;
     }
-    match tls(cluster, authorities, now) {
+    match tls(cluster, &view.addresses, &view.authorities, now) {
         Ok(config) => {
             *shown = Some(Shown {
                 acceptor: TlsAcceptor::from(config),
-                trust: authorities.trust().clone(),
+                trust: trust.clone(),
+                addresses: view.addresses.clone(),
                 renew_at: now + crate::pki::authority::LEAF_LIFETIME * 2 / 3,
             });
         }
@@ -193,7 +196,7 @@ async fn connection(
     address: SocketAddr,
     acceptor: TlsAcceptor,
     router: Router,
-    anonymous: &Semaphore,
+    places: &Places,
 ) {
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -206,14 +209,12 @@ async fn connection(
         .peer_certificates()
         .and_then(|chain| chain.first());
     let peer = peer(address, certificate.map(AsRef::as_ref));
-    let stays = certificate.is_none().then_some(ANONYMOUS_STAY);
-    // Who has a certificate finds room whatever those do who have none.
-    let _room = match stays {
-        Some(_) => match anonymous.try_acquire() {
-            Ok(room) => Some(room),
-            Err(_) => return debug!(%address, "no room for another caller without a certificate"),
-        },
-        None => None,
+    let (head, stays) = match peer.caller {
+        Caller::Anybody => (ANONYMOUS_HEAD, Some(ANONYMOUS_STAY)),
+        Caller::Member(_) | Caller::Other(_) => (HEAD, None),
+    };
+    let Some(_place) = places.take(&peer.caller) else {
+        return debug!(%address, caller = ?peer.caller, "no room for another connection of this caller");
     };
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
@@ -221,7 +222,7 @@ async fn connection(
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
+        .header_read_timeout(head)
         .serve_connection(TokioIo::new(stream), service);
     let ended = match stays {
         Some(stay) => tokio::time::timeout(stay, serving).await.unwrap_or(Ok(())),

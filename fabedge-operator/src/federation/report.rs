@@ -180,7 +180,7 @@ fn without_nulls(value: &mut Value) {
     }
 }
 
-/// The endpoints without the fields that only other versions have.
+/// The endpoints without the fields that only other versions have, and with the type that the first ones had not.
 pub(super) fn known(values: Vec<Value>) -> Result<Vec<Endpoint>, serde_json::Error> {
     const FIELDS: [&str; 7] = [
         "id",
@@ -196,6 +196,14 @@ pub(super) fn known(values: Vec<Value>) -> Result<Vec<Endpoint>, serde_json::Err
         .map(|mut value| {
             if let Value::Object(fields) = &mut value {
                 fields.retain(|name, _| FIELDS.contains(&name.as_str()));
+                let connector = fields
+                    .get("name")
+                    .and_then(Value::as_str)
+                    .is_some_and(|name| name.ends_with(".connector"));
+                let kind = fields.entry("type").or_insert(Value::Null);
+                if kind.is_null() || kind == "" {
+                    *kind = Value::from(if connector { "Connector" } else { "EdgeNode" });
+                }
             }
             serde_json::from_value(value)
         })

@@ -95,6 +95,7 @@ impl World {
         let members = members.iter().map(|name| (*name).to_owned()).collect();
         self.view.send_replace(Some(Arc::new(View {
             authorities: Arc::clone(&self.authorities),
+            addresses: Vec::new(),
             tokens: Arc::clone(&self.tokens),
             clusters: ["bei", "beijing", "shanghai"].map(str::to_owned).into(),
             communities: [("connectors".to_owned(), members)].into(),
@@ -312,7 +313,7 @@ async fn a_member_gets_certificates_in_its_own_names_only() {
         "beijing.connector",
         &["beijing.connector", "fabedge.connector"],
     );
-    assert_eq!(world.sign(Some(&beijing), "", &request).await.0, 400);
+    assert_eq!(world.sign(Some(&beijing), "", &request).await.0, 403);
     // Of a key that somebody else has: the request of one with another's key put in.
     let mut lines: Vec<String> = csr(&key, "beijing.connector", &[])
         .lines()

@@ -309,7 +309,17 @@ pub fn cluster(shown: &Shown<'_, Cluster, ClusterStatus>, facts: &Facts<'_>, now
             "its connector is not known yet: register the cluster with the token in spec.token",
         )
     };
-    let accepted = accepted(shown.malformed, findings, shown.good.is_some());
+    let accepted = match accepted(shown.malformed, findings, shown.good.is_some()) {
+        Said {
+            status: ConditionStatus::True,
+            ..
+        } if !shown.status.refused.is_empty() => Said::new(
+            false,
+            "PartlyRefused",
+            format!("left out of its report: {}", some(&shown.status.refused, "; ")),
+        ),
+        said => said,
+    };
     let said = vec![(ACCEPTED, accepted), (READY, ready)];
     ClusterStatus {
         observed_generation: shown.generation,

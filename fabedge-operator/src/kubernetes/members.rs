@@ -311,6 +311,13 @@ fn view(
     }
     View {
         authorities: Arc::clone(authorities),
+        addresses: topology
+            .connector
+            .public_addresses
+            .iter()
+            .cloned()
+            .chain(topology.gateways.iter().map(ToString::to_string))
+            .collect(),
         tokens: Arc::clone(tokens),
         clusters: members.map(|(name, _)| name.clone()).collect(),
         communities: snapshot

@@ -226,6 +226,21 @@ impl Authority {
         key: &impl PublicKeyData,
         now: OffsetDateTime,
     ) -> Result<String, Error> {
+        self.certify_at(name, &[], purpose, key, now)
+    }
+
+    /// The same for something that is also known by addresses or DNS names; what is neither is left out.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn certify_at(
+        &self,
+        name: &str,
+        addresses: &[String],
+        purpose: Purpose,
+        key: &impl PublicKeyData,
+        now: OffsetDateTime,
+    ) -> Result<String, Error> {
         let issue = |source| Error::Issue {
             name: name.to_owned(),
             source,
@@ -233,6 +248,11 @@ impl Authority {
         let (from, until) = self.validity(now);
         let mut params = params(name, from, until).map_err(issue)?;
         params.subject_alt_names = vec![SanType::DnsName(name.try_into().map_err(issue)?)];
+        let others = addresses.iter().filter_map(|text| match text.parse() {
+            Ok(address) => Some(SanType::IpAddress(address)),
+            Err(_) => Some(SanType::DnsName(text.as_str().try_into().ok()?)),
+        });
+        params.subject_alt_names.extend(others);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![purpose.usage()];

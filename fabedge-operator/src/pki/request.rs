@@ -11,6 +11,9 @@ use x509_parser::public_key::PublicKey;
 /// The fewest bits of an RSA key.
 const RSA_BITS: usize = 2048;
 
+/// Bits of the curves.
+const EC_BITS: [usize; 2] = [256, 384];
+
 /// A request that was checked. Of what it asks for, only the name and the key are taken.
 #[derive(Debug)]
 pub struct Request {
@@ -62,10 +65,10 @@ pub fn read(pem: &str) -> Result<Request, Error> {
     }
     request.verify_signature().map_err(|_| Error::Signature)?;
     let info = &request.certification_request_info;
-    if let Ok(PublicKey::RSA(key)) = info.subject_pki.parsed()
-        && key.key_size() < RSA_BITS
-    {
-        return Err(Error::Key);
+    match info.subject_pki.parsed() {
+        Ok(PublicKey::RSA(key)) if key.key_size() >= RSA_BITS => {}
+        Ok(PublicKey::EC(point)) if EC_BITS.contains(&point.key_size()) => {}
+        _ => return Err(Error::Key),
     }
     let key = SubjectPublicKeyInfo::from_der(info.subject_pki.raw).map_err(|_| Error::Key)?;
 
@@ -129,6 +132,20 @@ mod tests {
         assert_eq!(one.fingerprint.len(), 64);
         let (pem, _) = request(&["beijing.connector"], &["beijing.connector"]);
         assert_ne!(read(&pem).unwrap().fingerprint, one.fingerprint, "another key");
+    }
+
+    #[test]
+    fn a_key_that_is_weak_or_out_of_use_is_refused() {
+        for (algorithm, good) in [
+            (&rcgen::PKCS_ECDSA_P256_SHA256, true),
+            (&rcgen::PKCS_ECDSA_P384_SHA384, true),
+            (&rcgen::PKCS_ED25519, false),
+        ] {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            let request = CertificateParams::new(vec![]).unwrap().serialize_request(&key);
+            let read = read(&request.unwrap().pem().unwrap());
+            assert_eq!(read.err(), (!good).then_some(Error::Key), "{algorithm:?}");
+        }
     }
 
     #[test]

@@ -12,52 +12,11 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{Config, watcher};
 use kube::{Api, Resource, ResourceExt as _};
 
+use super::figures::{Process, percentile};
 use super::kubelet::Kubelet;
 use super::world::World;
 
 const CHANGES: usize = 100;
-
-/// An operator's process.
-struct Process(u32);
-
-impl Process {
-    /// A figure of `/proc/PID/status`, in KiB.
-    fn kib(&self, name: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        let number = line.trim_start_matches(':').trim().trim_end_matches(" kB");
-        number.parse().unwrap()
-    }
-
-    /// For how long it kept a processor busy.
-    fn busy(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap();
-        let (_, fields) = stat.rsplit_once(')').unwrap();
-        let ticks = |place: usize| {
-            fields
-                .split_whitespace()
-                .nth(place)
-                .unwrap()
-                .parse::<f64>()
-                .unwrap()
-        };
-        (ticks(11) + ticks(12)) / rustix::param::clock_ticks_per_second() as f64
-    }
-
-    fn used(&self) -> String {
-        format!(
-            "operator: {:.1} s of a processor, {:.1} MiB, at most {:.1} MiB; load {}",
-            self.busy(),
-            self.kib("VmRSS") as f64 / 1024.0,
-            self.kib("VmHWM") as f64 / 1024.0,
-            std::fs::read_to_string("/proc/loadavg")
-                .unwrap()
-                .split(' ')
-                .next()
-                .unwrap(),
-        )
-    }
-}
 
 /// Waits until there are as many objects that go with nodes. A watch tells: to ask again and again would keep the
 /// server from its work.
@@ -160,10 +119,6 @@ async fn changes(world: &World, count: usize) -> Vec<Duration> {
     }
     times.sort();
     times
-}
-
-fn percentile(times: &[Duration], percent: usize) -> f64 {
-    times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64()
 }
 
 /// The version of every document but those of the five edges that [`changes`] joins.
