@@ -5,6 +5,7 @@ mod bounds;
 mod client;
 mod host;
 mod joining;
+mod polling;
 mod replays;
 mod reports;
 mod tokens;
