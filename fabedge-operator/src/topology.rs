@@ -72,7 +72,7 @@ pub fn compute(
     let roles = endpoints::roles(snapshot, settings, &mut findings);
     let cloud = cloud::cloud(snapshot, settings, &roles, &mut claims, &mut findings);
     let edges = endpoints::edges(snapshot, settings, &roles, previous, &mut claims, &mut findings);
-    let foreign = cloud::foreign(snapshot, settings, &mut claims, &mut findings);
+    let (foreign, others) = cloud::foreign(snapshot, settings, &mut claims, &mut findings);
     let links = peers::links(
         snapshot,
         settings,
@@ -84,7 +84,7 @@ pub fn compute(
 
     let mut remote: Vec<IpNet> = settings.edge_pools.iter().map(|pool| pool.range).collect();
     remote.extend(edges.found.values().flat_map(|edge| &edge.endpoint.subnets));
-    remote.extend(links.foreign.iter().flat_map(|peer| &peer.subnets));
+    remote.extend(others);
     let mut network = remote.clone();
     network.extend(&settings.cluster_cidrs);
     network.extend(&cloud.connector.subnets);

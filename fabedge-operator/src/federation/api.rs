@@ -435,10 +435,12 @@ async fn take<R: Registry>(
 struct News<'a> {
     communities: BTreeMap<&'a str, &'a [String]>,
     endpoints: Vec<&'a Endpoint>,
+    /// Whose are which prefixes: what is for others must not leave in the clear, whoever may talk to them.
+    cidrs: BTreeMap<&'a str, &'a [String]>,
 }
 
 impl<'a> News<'a> {
-    /// Of the communities that one of its endpoints is in, and of those who are in them: of nothing else.
+    /// Of the communities that one of its endpoints is in, and of those who are in them: of nothing else but prefixes.
     fn of(view: &'a View, cluster: &str) -> Self {
         let own = |name: &str| name.split_once('.').is_some_and(|(whose, _)| whose == cluster);
         let communities: BTreeMap<&str, &[String]> = view
@@ -460,6 +462,12 @@ impl<'a> News<'a> {
         Self {
             communities,
             endpoints,
+            cidrs: view
+                .cidrs
+                .iter()
+                .filter(|(name, _)| *name != cluster)
+                .map(|(name, nets)| (name.as_str(), nets.as_slice()))
+                .collect(),
         }
     }
 }

@@ -135,6 +135,8 @@ pub struct News {
     pub communities: BTreeMap<String, Vec<String>>,
     /// The endpoints of other clusters.
     pub endpoints: Vec<Endpoint>,
+    /// The prefixes of other clusters; a host of FabEdge 0.4 does not tell them here.
+    pub cidrs: BTreeMap<String, Vec<String>>,
 }
 
 impl News {
@@ -148,11 +150,17 @@ impl News {
         struct Body {
             communities: BTreeMap<String, Vec<String>>,
             endpoints: Vec<serde_json::Value>,
+            cidrs: BTreeMap<String, Option<Vec<String>>>,
         }
         let body: Body = report::read(text.as_bytes())?;
         Ok(Self {
             communities: body.communities,
             endpoints: report::known(body.endpoints)?,
+            cidrs: body
+                .cidrs
+                .into_iter()
+                .map(|(name, nets)| (name, nets.unwrap_or_default()))
+                .collect(),
         })
     }
 }

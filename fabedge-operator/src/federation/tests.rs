@@ -458,7 +458,9 @@ async fn a_member_hears_of_its_own_communities_and_at_once() {
     );
     assert_eq!(news["endpoints"][0]["name"], "fabedge.connector");
     let (_, text) = world.call(Some(&shanghai), line, "", "").await;
-    assert!(text.ends_with(r#"{"communities":{},"endpoints":[]}"#), "{text}");
+    // Whose prefixes are whose, it has to know all the same.
+    let nothing_but_prefixes = r#"{"communities":{},"endpoints":[],"cidrs":{"fabedge":["10.233.64.0/18"]}}"#;
+    assert!(text.ends_with(nothing_but_prefixes), "{text}");
 
     let tag = head
         .lines()

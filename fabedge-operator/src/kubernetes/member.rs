@@ -223,18 +223,27 @@ impl Member {
 fn merge(news: &News, own: &str, snapshot: &mut ClusterSnapshot) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut clusters: BTreeMap<String, _> = BTreeMap::new();
-    for endpoint in &news.endpoints {
-        let Some((cluster, _)) = endpoint.name.split_once('.').filter(|(name, _)| *name != own) else {
-            continue;
-        };
+    let endpoints = news.endpoints.iter().filter_map(|endpoint| {
+        let (cluster, _) = endpoint.name.split_once('.')?;
         let spec = ClusterSpec {
             endpoints: vec![endpoint.clone()],
             ..ClusterSpec::default()
         };
+        Some((cluster, spec))
+    });
+    let prefixes = news.cidrs.iter().map(|(cluster, nets)| {
+        let spec = ClusterSpec {
+            cidrs: nets.clone(),
+            ..ClusterSpec::default()
+        };
+        (cluster.as_str(), spec)
+    });
+    for (cluster, spec) in endpoints.chain(prefixes).filter(|(name, _)| *name != own) {
         match convert::cluster(cluster, &spec) {
             Ok(read) => {
                 let known: &mut crate::snapshot::Cluster = clusters.entry(cluster.to_owned()).or_default();
                 known.endpoints.extend(read.endpoints);
+                known.cidrs.extend(read.cidrs);
             }
             Err(faults) => findings.extend(faults.into_iter().map(|fault| {
                 let object = format!("Cluster {cluster}");
@@ -604,11 +613,16 @@ mod tests {
                 connector("fabedge", "10.233.64.0/18"), connector("beijing", "10.234.64.0/18"),
                 connector("tianjin", "0.0.0.0/0"),
             ],
+            "cidrs": {"fabedge": ["10.233.64.0/18", "10.233.0.0/18"], "beijing": ["10.234.64.0/18"], "shanghai": null},
         });
         let news = News::read(&text.to_string()).unwrap();
         let mut snapshot = ClusterSnapshot::default();
         let findings = merge(&news, "beijing", &mut snapshot);
-        assert_eq!(snapshot.clusters.keys().collect::<Vec<_>>(), ["fabedge"]);
+        assert_eq!(
+            snapshot.clusters.keys().collect::<Vec<_>>(),
+            ["fabedge", "shanghai"]
+        );
+        assert_eq!(snapshot.clusters["fabedge"].cidrs.len(), 2);
         assert_eq!(
             snapshot.communities.keys().collect::<Vec<_>>(),
             ["all of the host"]

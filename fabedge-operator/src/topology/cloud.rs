@@ -278,14 +278,15 @@ fn limit_selectors(connector: &mut Endpoint, findings: &mut Vec<Finding>) {
 }
 
 /// Connectors of other clusters, by full name, with their pods and services alone: clusters that know nothing of each
-/// other number their nodes alike, and nodes are not joined.
+/// other number their nodes alike, and nodes are not joined. Besides, all prefixes of those clusters: what is for them does
+/// not leave in the clear, also as long as no community joins them.
 pub(super) fn foreign(
     snapshot: &ClusterSnapshot,
     settings: &Settings,
     claims: &mut Claims,
     findings: &mut Vec<Finding>,
-) -> Vec<Endpoint> {
-    let mut found = Vec::new();
+) -> (Vec<Endpoint>, Vec<IpNet>) {
+    let (mut found, mut prefixes) = (Vec::new(), Vec::new());
     for (name, cluster) in &snapshot.clusters {
         let object = format!("Cluster {name}");
         if *name == settings.cluster {
@@ -315,10 +316,13 @@ pub(super) fn foreign(
                 continue;
             }
             match claims.claim_all(&subnets, &object) {
-                Ok(()) => found.push(Endpoint {
-                    node_subnets: Vec::new(),
-                    ..connector.clone()
-                }),
+                Ok(()) => {
+                    prefixes.extend(&subnets);
+                    found.push(Endpoint {
+                        node_subnets: Vec::new(),
+                        ..connector.clone()
+                    });
+                }
                 Err((net, other, owner)) => findings.push(Finding::error(
                     &object,
                     "spec.endpoints",
@@ -328,6 +332,13 @@ pub(super) fn foreign(
                 )),
             }
         }
+        // One that is somebody else's is his; a report that claims it has been complained of where it came in.
+        let cidrs = IpNet::aggregate(&cluster.cidrs);
+        prefixes.extend(
+            cidrs
+                .into_iter()
+                .filter(|net| claims.occupied(*net).is_none() && claims.claim(*net, &object).is_ok()),
+        );
     }
-    found
+    (found, prefixes)
 }
