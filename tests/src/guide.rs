@@ -1,23 +1,28 @@
 //! The install guide, carried out on real nodes: every command that its readers type, in order, and what it leads to.
 
 pub mod cluster;
+mod clusters;
+pub mod demo;
 mod measures;
 mod rows;
+mod services;
 mod steps;
 mod traffic;
 mod uninstall;
 
 use std::fs;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::figures::Figures;
 use crate::suite::judge;
 use crate::table::{Outcome, Table};
 use cluster::Cluster;
-use guides::{Audience, Block, Cni};
+use guides::{Audience, Block, Cni, Side};
+use services::Proxy;
 use traffic::Traffic;
 
 /// How long the commands of one block may take; they wait for images and pods.
@@ -25,32 +30,36 @@ const BLOCK_LIMIT: Duration = Duration::from_secs(420);
 
 /// What a reader of the results should know.
 const WHAT_IS_NOT_HERE: &str = "the install guide on nodes with real kubelets (a script stands in for Flannel; there is \
-                                no CoreDNS and no kube-proxy, in whose place one rule serves the API server's Service)";
+                                no CoreDNS and no kube-proxy, in whose place rules of this test serve Services)";
 
 /// A reader who follows the guide.
 struct Guide {
     cluster: Cluster,
+    /// The cluster that joins the first one.
+    member: Cluster,
+    /// What kube-proxy would do, in either.
+    _proxies: [Proxy; 2],
     table: Table,
+    figures: Figures,
     traffic: Option<Traffic>,
+    /// When something was asked for.
+    asked: Instant,
     /// A node that was deleted.
     saved: Option<Value>,
     /// Whether the state of the cluster was kept.
     evident: bool,
 }
 
-/// Follows the guide in the cluster of a sheet; gives whether everything was as it says.
+/// Follows the guide in the clusters of two sheets, the second of which joins the first; gives whether everything was as
+/// it says.
 ///
 /// # Errors
 /// When something cannot be tried at all.
-pub fn run(sheet: &Path) -> Result<bool> {
-    let folder = tempfile::tempdir().context("making a folder to work in")?;
-    let mut guide = Guide {
-        cluster: Cluster::open(sheet, folder.path())?,
-        table: Table::default(),
-        traffic: None,
-        saved: None,
-        evident: false,
-    };
+pub fn run(sheets: &[PathBuf; 2]) -> Result<bool> {
+    let folders = [tempfile::tempdir(), tempfile::tempdir()];
+    let [host, member] = folders.map(|folder| folder.context("making a folder to work in"));
+    let (host, member) = (host?, member?);
+    let mut guide = Guide::open(sheets, [host.path(), member.path()])?;
     if let Err(error) = guide.all() {
         guide.end("the rest of the guide", &Outcome::Failed(format!("{error:#}")));
     }
@@ -58,20 +67,43 @@ pub fn run(sheet: &Path) -> Result<bool> {
 }
 
 impl Guide {
+    fn open(sheets: &[PathBuf; 2], folders: [&Path; 2]) -> Result<Self> {
+        let cluster = Cluster::open(&sheets[0], folders[0])?;
+        let member = Cluster::open(&sheets[1], folders[1])?;
+        Ok(Self {
+            _proxies: [Proxy::start(&cluster)?, Proxy::start(&member)?],
+            cluster,
+            member,
+            table: Table::default(),
+            figures: Figures::default(),
+            traffic: None,
+            asked: Instant::now(),
+            saved: None,
+            evident: false,
+        })
+    }
+
     fn all(&mut self) -> Result<()> {
         self.table.section(WHAT_IS_NOT_HERE);
         self.document("install.md")?;
         self.table.section("what it leads to");
         self.measures()?;
         self.table.section("uninstalling");
+        self.row("the member leaves nothing", Self::member_leaves);
         self.document("uninstall.md")
     }
 
     /// Carries out the commands of a document, and looks at what they lead to.
     fn document(&mut self, name: &str) -> Result<()> {
+        self.part(name, |_| true)
+    }
+
+    /// The same for those of its blocks that are `wanted`.
+    fn part(&mut self, name: &str, wanted: impl FnMut(&Block) -> bool) -> Result<()> {
         let path = self.cluster.sheet.repo.join("docs").join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        for block in guides::parse(&text).with_context(|| format!("in {}", path.display()))? {
+        let blocks = guides::parse(&text).with_context(|| format!("in {}", path.display()))?;
+        for block in blocks.into_iter().filter(wanted) {
             let title = format!("{name}: {}", block.name);
             match &block.audience {
                 Audience::All | Audience::With(Cni::Flannel) => self.block(&title, &block)?,
@@ -89,7 +121,7 @@ impl Guide {
     fn block(&mut self, title: &str, block: &Block) -> Result<()> {
         self.before(&block.name)?;
         self.table.begin(title);
-        let done = self.cluster.shell(&block.text, BLOCK_LIMIT)?;
+        let done = self.side(block.side).shell(&block.text, BLOCK_LIMIT)?;
         if !done.ok() {
             let said = done.text();
             self.end(title, &Outcome::Failed(said));
@@ -101,7 +133,14 @@ impl Guide {
             self.table.quote(&done.text());
             bail!("{} did not say what the guide says", block.name);
         }
-        self.after(&block.name)
+        self.after(&block.name, &done.stdout)
+    }
+
+    fn side(&self, side: Side) -> &Cluster {
+        match side {
+            Side::Host => &self.cluster,
+            Side::Member => &self.member,
+        }
     }
 
     /// A row of its own; a failed one does not keep others from being tried.
@@ -133,27 +172,31 @@ impl Guide {
 
     /// What to look at when something failed.
     fn evidence(&self) -> String {
-        [
+        const ANY: [&str; 9] = [
             "get node -o wide --show-labels",
             "get pod -A -o wide",
+            "get service,endpoints -A",
             "get community,cluster,daemonset,deployment,job,configmap,secret -A",
             "get event -A --sort-by=.lastTimestamp",
             "describe pod -n fabedge",
             "logs -n fabedge deployment/fabedge-operator --tail=200",
             "logs -n fabedge deployment/fabedge-connector --all-containers --tail=200",
+            "logs -n fabedge daemonset/fabedge-cloud-agent --tail=200",
+        ];
+        const OF_HOST: [&str; 4] = [
+            // Without the tokens.
+            "get cluster -o jsonpath={.items[*].spec.endpoints}{.items[*].status}",
+            "describe community",
             "logs -n fabedge fabedge-agent-edge1 --all-containers --tail=200",
             "logs -n fabedge fabedge-agent-edge2 --all-containers --tail=200",
-            "logs -n fabedge daemonset/fabedge-cloud-agent --tail=200",
-        ]
-        .iter()
-        .map(|line| {
-            let said = self
-                .cluster
-                .kubectl(line)
-                .unwrap_or_else(|error| format!("{error:#}"));
-            format!("== kubectl {line}\n{said}\n")
-        })
-        .collect()
+        ];
+        let ask = |cluster: &Cluster, line: &str| {
+            let said = cluster.kubectl(line).unwrap_or_else(|error| format!("{error:#}"));
+            format!("== {}: kubectl {line}\n{said}\n", cluster.sheet.name)
+        };
+        let host = ANY.iter().chain(&OF_HOST).map(|line| ask(&self.cluster, line));
+        host.chain(ANY.iter().map(|line| ask(&self.member, line)))
+            .collect()
     }
 }
 

@@ -77,11 +77,23 @@ enum Verb {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Follow the install guide in the cluster that `cargo xtask k8s up --nodes` made; exit code 1 if something is not
-    /// as it says.
+    /// Follow the install guide in the clusters that `cargo xtask k8s up --nodes --clusters 2` made; exit code 1 if
+    /// something is not as it says.
     Guide {
-        /// What that command wrote of its cluster.
-        sheet: PathBuf,
+        /// What that command wrote of its first cluster.
+        host: PathBuf,
+        /// And of the second one.
+        member: PathBuf,
+    },
+    /// Join these clusters, and show what that changes; exit code 1 if something is not as it should be.
+    Clusters {
+        /// What `cargo xtask k8s up --nodes --clusters 2` wrote of its first cluster.
+        host: PathBuf,
+        /// And of the second one.
+        member: PathBuf,
+        /// Write every figure into this file.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
     },
     /// List the places of the lab that is up.
     List,
@@ -127,12 +139,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             settings,
         } => {
             ending::watch(Duration::from_secs(limit))?;
-            let good = demo::run(&settings, json.as_deref(), keep)?;
-            Ok(if good {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
+            Ok(exit_code(demo::run(&settings, json.as_deref(), keep)?))
         }
         Verb::Up { settings } => {
             ending::watch(Duration::from_secs(900))?;
@@ -145,11 +152,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Run { script, arguments } => script::run(&script, &arguments),
         Verb::Serve => script::serve(),
         Verb::Exec { name, command } => exec(&name, &command),
-        Verb::Guide { sheet } => Ok(if guide::run(&sheet)? {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }),
+        Verb::Guide { host, member } => Ok(exit_code(guide::run(&[host, member])?)),
+        Verb::Clusters { host, member, json } => {
+            Ok(exit_code(guide::demo::run(&[host, member], json.as_deref())?))
+        }
         Verb::List => {
             for place in World::open()?.places() {
                 println!("{}", place.name);
@@ -160,6 +166,15 @@ fn run(verb: Verb) -> Result<ExitCode> {
             World::open()?.tear_down()?;
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+/// Whether nothing failed, as a shell wants to know it.
+fn exit_code(good: bool) -> ExitCode {
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 
@@ -191,11 +206,7 @@ fn suites(names: &[String], only: &[String], settings: &Settings) -> Result<Exit
                 .with_context(|| format!("preparing the suite {}", suite.name))?;
         }
     }
-    Ok(if table.close() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(exit_code(table.close()))
 }
 
 /// Runs a command in a place, with this process's own terminal.

@@ -10,8 +10,10 @@ pub mod programs;
 pub mod state;
 mod tools;
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,7 +23,8 @@ use crate::image::{self, Image};
 use crate::interrupt::Interrupt;
 use crate::places::Places;
 use crate::setup::{self, kubernetes};
-use nodes::ground::Ground;
+use nodes::layout::{self, Layout};
+use nodes::sheet;
 use plane::Plane;
 use programs::Files;
 use state::State;
@@ -36,10 +39,13 @@ pub enum K8s {
         /// With nodes, in networks of their own: master and node1 in the cloud, edge1 behind a NAT, and edge2
         #[arg(long)]
         nodes: bool,
+        /// How many clusters with nodes; the second one, beijing, has a control plane of its own, a master and a node1
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2), requires = "nodes")]
+        clusters: u8,
     },
     /// Run a command on a node
     Exec {
-        /// The node: master, node1, edge1 or edge2
+        /// The node: master, node1, edge1 or edge2; beijing.master or beijing.node1 of the second cluster
         node: String,
         /// The command
         #[arg(last = true, required = true)]
@@ -54,68 +60,135 @@ pub enum K8s {
 /// Does one of the subcommands; returns the exit code.
 pub fn k8s(places: &Places, task: &K8s, interrupt: &Interrupt) -> Result<i32> {
     match task {
-        K8s::Up { nodes } => up(places, *nodes, interrupt)?,
-        K8s::Exec { node, command } => {
-            let state = State::read(&files(places).folder)?.context(NOTHING)?;
-            return nodes::exec(&state, node, command);
-        }
+        K8s::Up { nodes: false, .. } => up(places, &[], interrupt)?,
+        K8s::Up { clusters, .. } => up(places, &layout::ALL[..usize::from(*clusters)], interrupt)?,
+        K8s::Exec { node, command } => return exec(places, node, command),
         K8s::Down => down(places)?,
         K8s::Status => status(places)?,
     }
     Ok(0)
 }
 
-/// The files of the control plane that users start.
+/// The files of the control plane that users start; with nodes, that of the first cluster.
 pub fn files(places: &Places) -> Files {
+    files_of(places, &layout::HOST)
+}
+
+/// The files of a cluster's control plane.
+pub fn files_of(places: &Places, cluster: &Layout) -> Files {
+    let name = if *cluster == layout::HOST {
+        "k8s".to_owned()
+    } else {
+        format!("k8s-{}", cluster.name)
+    };
     Files {
-        folder: places.cache.join("k8s"),
-        logs: places.cache.join("logs/k8s"),
+        folder: places.cache.join(&name),
+        logs: places.cache.join("logs").join(name),
     }
 }
 
-fn up(places: &Places, with_nodes: bool, interrupt: &Interrupt) -> Result<()> {
+/// Starts a control plane without nodes, or one with nodes for each cluster.
+fn up(places: &Places, clusters: &[&'static Layout], interrupt: &Interrupt) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the control plane needs root for etcd's tmpfs: `sudo -E cargo xtask k8s up`");
     }
     let _lock = lock(places)?;
-    let files = files(places);
-    if let Some(state) = State::read(&files.folder)? {
-        if state.complete && state.lives() {
-            bail!(
-                "a control plane is up already at {}: use it with `export KUBECONFIG={}`, or end it with `cargo xtask \
-                 k8s down`",
-                state.url,
-                state.kubeconfig.display()
-            );
+    for layout in layout::ALL {
+        let folder = files_of(places, layout).folder;
+        if let Some(state) = State::read(&folder)? {
+            if state.complete && state.lives() {
+                bail!(
+                    "a control plane is up already at {}: use it with `export KUBECONFIG={}`, or end it with `cargo xtask \
+                     k8s down`",
+                    state.url,
+                    state.kubeconfig.display()
+                );
+            }
+            // Of a command that was killed, or of a time before this machine's last start.
+            state.end()?;
         }
-        // Of a command that was killed, or of a time before this machine's last start.
-        state.end()?;
+        state::remove(&folder)?;
     }
-    state::remove(&files.folder)?;
     setup::ensure_kubernetes(places)?;
     let programs = kubernetes::folder(places);
-    let (seat, ground, images) = if with_nodes {
-        setup::ensure_nodes(places)?;
-        let images = image::build(places, &Image::ALL.into(), &image::folder(places))?;
-        let (seat, ground) = nodes::seat(places)?;
-        (seat, ground, images.into_iter().map(|built| built.file).collect())
+    // Unless all are whole, none stays.
+    let mut planes = Vec::new();
+    if clusters.is_empty() {
+        let (seat, files) = (plane::on_loopback()?, files(places));
+        let plane = Plane::start(&programs, seat, files.clone(), interrupt)?;
+        planes.push((plane, files));
     } else {
-        (plane::on_loopback()?, Ground::default(), Vec::new())
-    };
-    let mut plane = Plane::start_on(&programs, seat, files.clone(), ground, interrupt)?;
-    if with_nodes {
-        nodes::start(&mut plane, places, &files, &images, interrupt)?;
+        setup::ensure_nodes(places)?;
+        let built = image::build(places, &Image::ALL.into(), &image::folder(places))?;
+        let images: Vec<PathBuf> = built.into_iter().map(|built| built.file).collect();
+        for layout in clusters {
+            if clusters.len() > 1 {
+                eprintln!("the cluster {}:", layout.name);
+            }
+            let files = files_of(places, layout);
+            let (seat, ground) = nodes::seat(places, layout)?;
+            let mut plane = Plane::start_on(&programs, seat, files.clone(), ground, interrupt)?;
+            nodes::start(&mut plane, places, &files, &images, interrupt)?;
+            planes.push((plane, files));
+        }
     }
-    let tools = files.tools();
-    tools::lay(places, plane.state(), &tools)?;
-    let state = plane.state();
-    eprintln!(
-        "the control plane is up at {}; `cargo xtask k8s down` ends it",
-        state.url
-    );
-    println!("export KUBECONFIG={}", state.kubeconfig.display());
-    println!("export PATH={}:$PATH", tools.display());
-    plane.keep()
+    for (plane, files) in planes {
+        tools::lay(places, plane.state(), &files.tools())?;
+        let state = plane.state();
+        eprintln!(
+            "the control plane is up at {}; `cargo xtask k8s down` ends it",
+            state.url
+        );
+        println!("export KUBECONFIG={}", state.kubeconfig.display());
+        println!("export PATH={}:$PATH", files.tools().display());
+        plane.keep()?;
+    }
+    Ok(())
+}
+
+/// Joins two clusters as a story; they go with it unless they are to be kept. Returns its exit code.
+pub fn demo(places: &Places, json: Option<&Path>, keep: bool, interrupt: &Interrupt) -> Result<i32> {
+    up(places, &layout::ALL, interrupt)?;
+    let shown = lab(places, "clusters")
+        .args(
+            json.into_iter()
+                .flat_map(|file| [OsStr::new("--json"), file.as_os_str()]),
+        )
+        .status()
+        .context("starting fabedge-lab");
+    if keep {
+        eprintln!(
+            "both clusters are up: `cargo xtask k8s exec beijing.node1 -- ip route`, `cargo xtask k8s down`"
+        );
+    } else {
+        end(places)?;
+    }
+    interrupt.check()?;
+    let code = shown?.code().unwrap_or(255);
+    if code != 0 {
+        eprintln!("logs: {}", files(places).logs.display());
+    }
+    Ok(code)
+}
+
+/// A command of the lab's that takes the sheets of both clusters.
+fn lab(places: &Places, verb: &str) -> Command {
+    let mut command = Command::new(places.target.join("release/fabedge-lab"));
+    command
+        .arg(verb)
+        .args(layout::ALL.map(|layout| sheet::path(&files_of(places, layout))));
+    command
+}
+
+/// Runs a command on a node, which is one of the first cluster's unless its name says otherwise.
+fn exec(places: &Places, node: &str, command: &[String]) -> Result<i32> {
+    let (cluster, node) = node.split_once('.').unwrap_or((layout::HOST.name, node));
+    let layout = layout::named(cluster).with_context(|| {
+        let known = layout::ALL.map(|layout| layout.name).join(" and ");
+        format!("there is no cluster {cluster}: there may be {known}")
+    })?;
+    let state = State::read(&files_of(places, layout).folder)?.context(NOTHING)?;
+    nodes::exec(&state, node, command)
 }
 
 const NOTHING: &str = "no control plane is up: start one with `cargo xtask k8s up`";
@@ -131,20 +204,32 @@ fn down(places: &Places) -> Result<()> {
     Ok(())
 }
 
-/// Ends the control plane, or what is left of one; returns whether there was any.
+/// Ends every control plane, or what is left of one; returns whether there was any.
 pub fn end(places: &Places) -> Result<bool> {
     let _lock = lock(places)?;
-    let folder = files(places).folder;
-    let found = State::read(&folder)?;
-    if let Some(state) = &found {
-        state.end()?;
+    let mut any = false;
+    for layout in layout::ALL.into_iter().rev() {
+        let folder = files_of(places, layout).folder;
+        let found = State::read(&folder)?;
+        if let Some(state) = &found {
+            state.end()?;
+        }
+        state::remove(&folder)?;
+        any |= found.is_some();
     }
-    state::remove(&folder)?;
-    Ok(found.is_some())
+    Ok(any)
 }
 
 fn status(places: &Places) -> Result<()> {
-    let state = State::read(&files(places).folder)?.context(NOTHING)?;
+    let first = State::read(&files(places).folder)?.context(NOTHING)?;
+    let second = State::read(&files_of(places, &layout::MEMBER).folder)?;
+    for state in [first].into_iter().chain(second) {
+        status_of(&state)?;
+    }
+    Ok(())
+}
+
+fn status_of(state: &State) -> Result<()> {
     println!("{}", state.url);
     println!("export KUBECONFIG={}", state.kubeconfig.display());
     let mut ended = Vec::new();

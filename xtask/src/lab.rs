@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::interrupt::Interrupt;
 use crate::machine::{Kernel, Machine, Options};
 use crate::places::Places;
-use crate::{build, setup};
+use crate::{build, k8s, setup};
 
 /// Who does ESP.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -81,6 +81,9 @@ fn host_has_esp() -> bool {
 pub struct Demo {
     #[command(flatten)]
     place: Place,
+    /// With 2: another story, of two Kubernetes clusters that join, with real kubelets on this kernel and userspace ESP
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    clusters: u8,
     /// Leave the world up for `cargo xtask lab exec|run|down`
     #[arg(long)]
     keep: bool,
@@ -94,6 +97,9 @@ pub struct Demo {
 
 /// Brings the world up, shows the main job, breaks things; returns the exit code.
 pub fn demo(places: &Places, arguments: &Demo, interrupt: &Interrupt) -> Result<i32> {
+    if arguments.clusters > 1 {
+        return of_clusters(places, arguments, interrupt);
+    }
     setup::ensure(places)?;
     let (kernel, tunnel) = arguments.place.choose()?;
     if arguments.keep {
@@ -128,6 +134,23 @@ pub fn demo(places: &Places, arguments: &Demo, interrupt: &Interrupt) -> Result<
         eprintln!("the world is up: `cargo xtask lab exec edge1 -- ip route`, `cargo xtask lab down`");
     }
     Ok(code)
+}
+
+fn of_clusters(places: &Places, arguments: &Demo, interrupt: &Interrupt) -> Result<i32> {
+    let Place { kernel, tunnel } = arguments.place;
+    if kernel.is_some_and(|kernel| kernel != Kernel::Host)
+        || tunnel.is_some_and(|tunnel| tunnel != Tunnel::Libipsec)
+    {
+        bail!(
+            "--clusters 2 is on this machine's kernel with ESP in userspace: leave --kernel and --tunnel out"
+        );
+    }
+    if !arguments.more.is_empty() {
+        bail!("--clusters 2 takes nothing after --");
+    }
+    setup::ensure(places)?;
+    build::all(places)?;
+    k8s::demo(places, arguments.json.as_deref(), arguments.keep, interrupt)
 }
 
 /// The subcommands of `lab`.

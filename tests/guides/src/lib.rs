@@ -2,7 +2,8 @@
 //! run them. Pure.
 //!
 //! A mark is an HTML comment, so that readers do not see it. `<!-- guide: NAME -->` is for everybody,
-//! `<!-- guide: NAME flannel -->` for one CNI, and `<!-- guide: NAME not-run: REASON -->` for what no test can do.
+//! `<!-- guide: NAME flannel -->` for one CNI, and `<!-- guide: NAME not-run: REASON -->` for what no test can do. With
+//! `member` after its name a block is for the cluster that joins, and else for the first one.
 
 use std::fmt;
 
@@ -13,6 +14,15 @@ pub enum Cni {
     Flannel,
     /// Calico.
     Calico,
+}
+
+/// For which cluster a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The first cluster, which others join.
+    Host,
+    /// One that joins.
+    Member,
 }
 
 /// Who runs a block.
@@ -33,6 +43,8 @@ pub struct Block {
     pub line: usize,
     /// Its name.
     pub name: String,
+    /// The cluster that it is for.
+    pub side: Side,
     /// Who runs it.
     pub audience: Audience,
     /// The commands.
@@ -113,9 +125,10 @@ pub fn read(document: &str) -> Guide {
             continue;
         };
         match marked(rest) {
-            Ok((name, audience)) => guide.add(Block {
+            Ok((name, side, audience)) => guide.add(Block {
                 line,
                 name: name.to_owned(),
+                side,
                 audience,
                 text: commands,
             }),
@@ -148,7 +161,7 @@ fn rivals(one: &Audience, other: &Audience) -> bool {
     !matches!((one, other), (Audience::With(one), Audience::With(other)) if one != other)
 }
 
-fn marked(rest: &str) -> Result<(&str, Audience), String> {
+fn marked(rest: &str) -> Result<(&str, Side, Audience), String> {
     let mark = rest.strip_suffix("-->").ok_or("the mark does not end in -->")?;
     let mark = mark.trim();
     let (name, rest) = mark.split_once(' ').unwrap_or((mark, ""));
@@ -156,6 +169,11 @@ fn marked(rest: &str) -> Result<(&str, Audience), String> {
         return Err(format!("{name:?} is not a name in small letters"));
     }
     let rest = rest.trim();
+    let (side, rest) = match rest.strip_prefix("member") {
+        Some("") => (Side::Member, ""),
+        Some(more) if more.starts_with(' ') => (Side::Member, more.trim()),
+        _ => (Side::Host, rest),
+    };
     let audience = match rest {
         "" => Audience::All,
         "flannel" => Audience::With(Cni::Flannel),
@@ -163,10 +181,10 @@ fn marked(rest: &str) -> Result<(&str, Audience), String> {
         _ => match rest.strip_prefix("not-run:").map(str::trim) {
             Some(reason) if !reason.is_empty() => Audience::Nobody(reason.to_owned()),
             Some(_) => return Err("not-run needs a reason".to_owned()),
-            None => return Err(format!("{rest:?} is neither flannel, calico nor not-run")),
+            None => return Err(format!("{rest:?} is neither member, flannel, calico nor not-run")),
         },
     };
-    Ok((name, audience))
+    Ok((name, side, audience))
 }
 
 fn is_name(word: &str) -> bool {
@@ -176,7 +194,9 @@ fn is_name(word: &str) -> bool {
 
 /// Where the commands of a guide in another language differ first; its lines may be others.
 pub fn difference(one: &[Block], other: &[Block]) -> Option<Fault> {
-    let same = |a: &Block, b: &Block| (&a.name, &a.audience, &a.text) == (&b.name, &b.audience, &b.text);
+    let same = |a: &Block, b: &Block| {
+        (&a.name, a.side, &a.audience, &a.text) == (&b.name, b.side, &b.audience, &b.text)
+    };
     if let Some((a, b)) = one.iter().zip(other).find(|(a, b)| !same(a, b)) {
         let what = format!("differs from the block {:?} of line {}", a.name, a.line);
         return Some(Fault { line: b.line, what });
@@ -195,29 +215,36 @@ mod tests {
     fn blocks_are_found_with_their_names() {
         let text = "# A\n<!-- guide: one -->\n```shell\necho 1\n\necho 2\n```\n\n```text\n1\n```\n\
                     1. in a list\n   <!-- guide: two calico -->\n   ```bash\n   cat << EOF\n     deep\n   EOF\n   ```\n\
-                    <!-- guide: three not-run: needs a person -->\n```shell\nvi file\n```\n<!-- other -->\n";
-        let block = |line, name: &str, audience, text: &str| Block {
+                    <!-- guide: three not-run: needs a person -->\n```shell\nvi file\n```\n<!-- other -->\n\
+                    <!-- guide: four member -->\n```shell\nls\n```\n\
+                    <!-- guide: five member flannel -->\n```shell\n```\n";
+        let block = |line, name: &str, side, audience, text: &str| Block {
             line,
             name: name.to_owned(),
+            side,
             audience,
             text: text.to_owned(),
         };
         assert_eq!(
             parse(text).unwrap(),
             [
-                block(3, "one", Audience::All, "echo 1\n\necho 2\n"),
+                block(3, "one", Side::Host, Audience::All, "echo 1\n\necho 2\n"),
                 block(
                     14,
                     "two",
+                    Side::Host,
                     Audience::With(Cni::Calico),
                     "cat << EOF\n  deep\nEOF\n"
                 ),
                 block(
                     20,
                     "three",
+                    Side::Host,
                     Audience::Nobody("needs a person".to_owned()),
                     "vi file\n"
                 ),
+                block(25, "four", Side::Member, Audience::All, "ls\n"),
+                block(29, "five", Side::Member, Audience::With(Cni::Flannel), ""),
             ]
         );
     }
@@ -236,6 +263,10 @@ mod tests {
             (
                 "<!-- guide: a cilium -->\n```shell\n```\n",
                 "line 1: \"cilium\" is neither",
+            ),
+            (
+                "<!-- guide: a members -->\n```shell\n```\n",
+                "line 1: \"members\" is neither",
             ),
             (
                 "<!-- guide: a not-run: -->\n```shell\n```\n",
@@ -276,7 +307,11 @@ mod tests {
         let one = parse(text).unwrap();
         let against = |text: &str| difference(&one, &parse(text).unwrap());
         assert_eq!(against(&text.replace("# Guide", "# 指南\n")), None);
-        for changed in [text.replace("ls 1", "ls 3"), text.replace(" flannel", "")] {
+        for changed in [
+            text.replace("ls 1", "ls 3"),
+            text.replace(" flannel", ""),
+            text.replace(" flannel", " member flannel"),
+        ] {
             let said = against(&changed).unwrap().to_string();
             assert_eq!(said, "line 3: differs from the block \"a\" of line 3");
         }

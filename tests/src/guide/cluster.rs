@@ -29,6 +29,8 @@ const PAUSE: Duration = Duration::from_millis(400);
 /// What the lab says of itself.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Sheet {
+    /// The cluster's name.
+    pub name: String,
     /// The repository.
     pub repo: PathBuf,
     /// The folder with `kubectl` and `helm`.
@@ -69,11 +71,12 @@ pub struct Node {
 }
 
 /// The cluster, with a folder in which commands of users run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cluster {
     /// Its description.
     pub sheet: Sheet,
     folder: PathBuf,
+    variables: BTreeMap<&'static str, String>,
 }
 
 impl Cluster {
@@ -92,7 +95,13 @@ impl Cluster {
         Ok(Self {
             sheet,
             folder: folder.to_owned(),
+            variables: BTreeMap::new(),
         })
+    }
+
+    /// Sets what users carry to their shell by hand.
+    pub fn set(&mut self, variable: &'static str, value: &str) {
+        self.variables.insert(variable, value.to_owned());
     }
 
     /// Runs commands of the shell as a user types them: the first that fails ends them.
@@ -135,7 +144,8 @@ impl Cluster {
             // Caches and settings of whoever runs the tests are none of ours.
             .env("HOME", &self.folder)
             .env("NO_PROXY", "*")
-            .env("TRY_IMAGE", &self.sheet.image);
+            .env("TRY_IMAGE", &self.sheet.image)
+            .envs(&self.variables);
         command
     }
 
@@ -193,7 +203,10 @@ impl Cluster {
     pub fn on(&self, node: &str, words: &[&str]) -> Result<String> {
         let (program, before) = self.sheet.exec.split_first().context("the sheet has no exec")?;
         let mut command = Command::new(program);
-        command.args(before).args([node, "--"]).args(words);
+        command
+            .args(before)
+            .args([&format!("{}.{node}", self.sheet.name), "--"])
+            .args(words);
         command::must(&mut command, PATIENCE).with_context(|| format!("on {node}"))
     }
 

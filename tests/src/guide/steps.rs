@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::cluster::{Cluster, ENDING};
+use super::cluster::{Cluster, ENDING, Sheet};
 use super::rows::{missing, row};
 use super::traffic::{LONG, SHORT, Traffic, start_pod};
 use super::{Guide, unless};
@@ -12,10 +12,10 @@ use crate::suite::judge;
 use crate::table::Outcome;
 
 /// How long what was asked for may take to be everywhere.
-const CONVERGENCE: Duration = Duration::from_secs(60);
+pub(super) const CONVERGENCE: Duration = Duration::from_secs(60);
 
 /// What a kernel without ESP needs; kernel ESP is what the suite `lab` looks at.
-const USERSPACE_ESP: &str = "strongswan:
+pub(super) const USERSPACE_ESP: &str = "strongswan:
   tunnel: libipsec
 ";
 
@@ -50,7 +50,7 @@ impl Guide {
                 });
             }
             "community" => {
-                self.traffic = Some(Traffic::start(&self.cluster).context("starting pods that probe")?);
+                self.probe()?;
                 self.row("cloud pods and edge pods reach each other", |guide| {
                     guide.reach_each_other(&CLOUD_AND_EDGES)
                 });
@@ -61,7 +61,15 @@ impl Guide {
                     Ok(judge(reached, format!("TCP {service}:443")))
                 });
             }
-            _ => {}
+            _ => self.before_joining(block)?,
+        }
+        Ok(())
+    }
+
+    /// Starts pods that probe, and the capture, unless they are there.
+    pub(super) fn probe(&mut self) -> Result<()> {
+        if self.traffic.is_none() {
+            self.traffic = Some(Traffic::start(&self.cluster).context("starting pods that probe")?);
         }
         Ok(())
     }
@@ -70,15 +78,7 @@ impl Guide {
     pub(super) fn said(&self, block: &str, text: &str) -> Result<Outcome> {
         let cluster = &self.cluster;
         let problems = match block {
-            "cluster-info" => {
-                let sheet = &cluster.sheet;
-                let wanted = format!(
-                    "This may take some time. Please wait.\n\nclusterDNS               : {}\nclusterDomain            : cluster.local\n\
-                     cluster-cidr             : {}\nservice-cluster-ip-range : {}\n",
-                    sheet.dns, sheet.cluster_cidr, sheet.service_cidr
-                );
-                different(text, &wanted)
-            }
+            "cluster-info" => different(text, &info(&cluster.sheet)),
             "label-edges" => {
                 let mut problems = lines_missing(text, &["node/edge1 labeled", "node/edge2 labeled"]);
                 problems.extend(missing(
@@ -158,13 +158,13 @@ impl Guide {
             }
             "move-connector" => lines_missing(text, &["STATUS: deployed"]),
             "uninstall" => lines_missing(text, &["release \"fabedge\" uninstalled"]),
-            _ => Vec::new(),
+            _ => self.said_of_joining(block, text)?,
         };
         Ok(unless(&problems, ""))
     }
 
     /// What a step leads to.
-    pub(super) fn after(&mut self, block: &str) -> Result<()> {
+    pub(super) fn after(&mut self, block: &str, text: &str) -> Result<()> {
         match block {
             "values" => {
                 let title = "values.yaml has strongswan.tunnel: libipsec too";
@@ -223,19 +223,30 @@ impl Guide {
             "unlabel" => {
                 self.row("edges have the cloud's CNI again", Self::edges_are_given_back);
             }
-            _ => {}
+            _ => self.after_joining(block, text)?,
         }
         Ok(())
     }
 
     /// Nothing gets from one edge to the other, either way.
     pub(super) fn edges_are_apart(&mut self) -> Result<Outcome> {
+        self.are_apart(&[("edge1", "edge2")])
+    }
+
+    /// Nothing gets from one to the other, either way, and nothing shows on the way.
+    pub(super) fn are_apart(&self, pairs: &[(&str, &str)]) -> Result<Outcome> {
+        let traffic = self.traffic()?;
+        let before = traffic.capture.counts();
         let mut problems = Vec::new();
-        for (from, to) in [("edge1", "edge2"), ("edge2", "edge1")] {
-            let reach = self.traffic()?.reach(from, to, SHORT)?;
+        for (from, to) in pairs.iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
+            let reach = traffic.reach(from, to, SHORT)?;
             if !reach.none() {
                 problems.push(format!("{from} -> {to}: {reach}"));
             }
+        }
+        let seen = traffic.capture.counts().since(&before);
+        if seen.plaintext > 0 {
+            problems.push(format!("between the sites: {seen}"));
         }
         Ok(unless(&problems, "nothing both ways"))
     }
@@ -279,7 +290,16 @@ pub(super) fn flannel_on_edges(cluster: &Cluster) -> Result<Vec<String>> {
         .collect())
 }
 
-fn lines_missing(text: &str, wanted: &[&str]) -> Vec<String> {
+/// What the first step has to say.
+pub(super) fn info(sheet: &Sheet) -> String {
+    format!(
+        "This may take some time. Please wait.\n\nclusterDNS               : {}\nclusterDomain            : cluster.local\n\
+         cluster-cidr             : {}\nservice-cluster-ip-range : {}\n",
+        sheet.dns, sheet.cluster_cidr, sheet.service_cidr
+    )
+}
+
+pub(super) fn lines_missing(text: &str, wanted: &[&str]) -> Vec<String> {
     wanted
         .iter()
         .filter(|wanted| !text.lines().any(|line| line == **wanted))
@@ -287,7 +307,7 @@ fn lines_missing(text: &str, wanted: &[&str]) -> Vec<String> {
         .collect()
 }
 
-fn different(text: &str, wanted: &str) -> Vec<String> {
+pub(super) fn different(text: &str, wanted: &str) -> Vec<String> {
     if text == wanted {
         Vec::new()
     } else {

@@ -22,13 +22,8 @@ pub const SHORT: Duration = Duration::from_millis(300);
 /// How long pods may take to start.
 const START: Duration = Duration::from_secs(60);
 
-/// One pod on each node.
-const PODS: [(&str, &str); 4] = [
-    ("probe-master", "master"),
-    ("probe-node1", "node1"),
-    ("probe-edge1", "edge1"),
-    ("probe-edge2", "edge2"),
-];
+/// The label of the pods; its value is their name.
+pub const LABEL: &str = "probe";
 
 /// A pod that takes part.
 #[derive(Debug)]
@@ -40,43 +35,57 @@ pub struct Pod {
     _responder: Responder,
 }
 
-/// The pods, by node, and the capture between their sites.
+/// The pods, by node, and the capture between their sites. Nodes of a member are those with the cluster's name in front.
 #[derive(Debug)]
 pub struct Traffic {
-    pods: BTreeMap<&'static str, Pod>,
+    pods: BTreeMap<String, Pod>,
     /// What passes between sites.
     pub capture: Capture,
 }
 
 impl Traffic {
-    /// Starts the pods, each with somebody in it who answers.
+    /// Starts a pod on each node of the first cluster, each with somebody in it who answers.
     ///
     /// # Errors
     /// When one does not start.
     pub fn start(cluster: &Cluster) -> Result<Self> {
-        let manifests: Vec<String> = PODS
-            .iter()
-            .map(|(name, node)| manifest(name, node, &cluster.sheet.image))
+        let mut traffic = Self {
+            pods: BTreeMap::new(),
+            capture: Capture::start(&cluster.network("wan")?)?,
+        };
+        traffic.admit(cluster, "")?;
+        Ok(traffic)
+    }
+
+    /// The same for the nodes of a member.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub fn join(&mut self, member: &Cluster) -> Result<()> {
+        self.admit(member, &format!("{}.", member.sheet.name))
+    }
+
+    fn admit(&mut self, cluster: &Cluster, before: &str) -> Result<()> {
+        let nodes = || cluster.sheet.nodes.keys();
+        let manifests: Vec<String> = nodes()
+            .map(|node| manifest(&name(node), node, &cluster.sheet.image))
             .collect();
         cluster.apply(&manifests.join("---\n"))?;
-        let mut pods = BTreeMap::new();
-        for (name, node) in PODS {
-            pods.insert(node, pod(cluster, name)?);
+        for node in nodes() {
+            self.pods
+                .insert(format!("{before}{node}"), pod(cluster, &name(node))?);
         }
-        Ok(Self {
-            pods,
-            capture: Capture::start(&cluster.network("wan")?)?,
-        })
+        Ok(())
     }
 
     /// Looks anew for the pod of a node, which has become another one.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn renew(&mut self, cluster: &Cluster, node: &'static str) -> Result<()> {
+    pub fn renew(&mut self, cluster: &Cluster, node: &str) -> Result<()> {
         self.pods.remove(node);
-        let pod = start_pod(cluster, &format!("probe-{node}"), node)?;
-        self.pods.insert(node, pod);
+        let pod = start_pod(cluster, &name(node), node)?;
+        self.pods.insert(node.to_owned(), pod);
         Ok(())
     }
 
@@ -128,12 +137,18 @@ fn pod(cluster: &Cluster, name: &str) -> Result<Pod> {
     })
 }
 
+/// The pod that probes on a node.
+pub fn name(node: &str) -> String {
+    format!("probe-{node}")
+}
+
 fn manifest(name: &str, node: &str, image: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Pod
 metadata:
   name: {name}
+  labels: {{{LABEL}: {name}}}
 spec:
   nodeName: {node}
   automountServiceAccountToken: false

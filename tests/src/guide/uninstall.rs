@@ -10,7 +10,7 @@ use crate::suite::judge;
 use crate::table::Outcome;
 
 /// Prints what is ours on a node, a line each.
-const OURS: &str = "
+pub(super) const OURS: &str = "
 ip rule | grep -E '^(220|221):'
 for table in 220 221; do ip route show table $table 2>/dev/null; ip -6 route show table $table 2>/dev/null; done
 ip -o link | grep -oE 'fabedge0|br-fabedge|ipsec0'
@@ -43,8 +43,9 @@ impl Guide {
                     problems.push(format!("{name} is gone"));
                 }
             }
-            if names(&guide.cluster.get("community")?) != ["connectors"] {
-                problems.push("the Community is gone".to_owned());
+            let communities = names(&guide.cluster.get("community")?);
+            if communities != ["clusters", "connectors"] {
+                problems.push(format!("Communities: {}", communities.join(", ")));
             }
             Ok(unless(&problems, format!("{:.1} s", took.as_secs_f64())))
         });

@@ -129,11 +129,19 @@ pub const CLUSTER6: &str = "fd00:233:64::/56";
 /// The service prefix.
 pub const SERVICES4: &str = "10.233.0.0/18";
 
-/// Whether an address belongs to pods or services, and so has no business on the WAN.
+/// Whether an address belongs to pods or services, and so has no business on the WAN. Clusters with real kubelets have
+/// their pods where this world has them, in 10.234.64.0/18 those of a second one, and their services in 10.96.0.0/15.
 pub fn is_private(address: IpAddr) -> bool {
+    let within = |v4: Ipv4Addr, net: [u8; 4], bits: u32| {
+        u32::from(v4) >> (32 - bits) == u32::from(Ipv4Addr::from(net)) >> (32 - bits)
+    };
     match address {
         // Pods 10.233.64.0/18 and services 10.233.0.0/18 are neighbours: together 10.233.0.0/17.
-        IpAddr::V4(v4) => u32::from(v4) >> 15 == u32::from(Ipv4Addr::new(10, 233, 0, 0)) >> 15,
+        IpAddr::V4(v4) => {
+            within(v4, [10, 233, 0, 0], 17)
+                || within(v4, [10, 234, 64, 0], 18)
+                || within(v4, [10, 96, 0, 0], 15)
+        }
         IpAddr::V6(v6) => {
             u128::from(v6) >> 72 == u128::from(Ipv6Addr::new(0xfd00, 0x233, 0x64, 0, 0, 0, 0, 0)) >> 72
         }
@@ -147,12 +155,22 @@ mod tests {
 
     #[test]
     fn private_is_what_the_prefixes_say() {
+        let others = ["10.234.64.0/18", "10.96.0.0/16", "10.97.0.0/16"];
         let nets: Vec<IpNet> = [CLUSTER4, CLUSTER6, SERVICES4]
             .iter()
+            .chain(&others)
             .map(|net| net.parse().unwrap())
             .collect();
         for address in [
             "10.232.255.255",
+            "10.234.63.255",
+            "10.234.64.0",
+            "10.234.127.255",
+            "10.234.128.0",
+            "10.95.255.255",
+            "10.96.0.0",
+            "10.97.255.255",
+            "10.98.0.0",
             "10.233.0.0",
             "10.233.63.255",
             "10.233.64.0",

@@ -525,14 +525,14 @@ fn notes_tell_the_next_step_of_each_role() {
         notes.contains("10.20.8.28") && notes.contains("fabedge.EDGE1"),
         "{notes}"
     );
-    let joining = "registers nowhere";
+    let joining = "registers with the host at";
     assert!(
         notes.contains("cloudAgent.tolerations") && !notes.contains(joining),
         "{notes}"
     );
     let notes = helm.render(&member()).unwrap().notes;
     assert!(
-        notes.contains("beijing (member)") && notes.contains(joining),
+        notes.contains("beijing (member)") && notes.contains(&format!("{joining} https://10.20.8.28:30303")),
         "{notes}"
     );
 }

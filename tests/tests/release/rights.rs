@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, calico, flannel};
+use crate::cluster::{Cluster, calico, flannel, member};
 
 /// A question: who, what, in which group and of which resource, of which name (`*`: of any), in which namespace (`-`:
 /// everywhere, or none).
@@ -25,7 +25,7 @@ const NOBODY: &str = "default";
 const MAY: &[Question] = &[
     (OPERATOR, "list watch", "nodes", "*", "-"),
     (OPERATOR, "list watch", "communities.fabedge.io", "*", "-"),
-    (OPERATOR, "get list watch patch", "clusters.fabedge.io", "*", "-"),
+    (OPERATOR, "get list watch", "clusters.fabedge.io", "*", "-"),
     (OPERATOR, "patch", "communities.fabedge.io/status", "*", "-"),
     (OPERATOR, "patch", "clusters.fabedge.io/status", "*", "-"),
     (
@@ -78,6 +78,9 @@ const MAY: &[Question] = &[
         "fabedge",
     ),
 ];
+
+/// What a host needs besides and a member does not: tokens and reports of members are in the Clusters themselves.
+const MAY_OF_HOST: &[Question] = &[(OPERATOR, "patch", "clusters.fabedge.io", "*", "-")];
 
 /// What it needs with Calico besides.
 const MAY_WITH_CALICO: &[Question] = &[
@@ -324,6 +327,7 @@ fn everybody_may_do_what_must_be_done_and_no_more() {
     let cluster = Cluster::new();
     cluster.install(&calico());
     let mut wrong = wrong_answers(&cluster, MAY, true);
+    wrong += &wrong_answers(&cluster, MAY_OF_HOST, true);
     wrong += &wrong_answers(&cluster, MAY_WITH_CALICO, true);
     wrong += &wrong_answers(&cluster, MAY_WITH_FLANNEL, false);
     wrong += &wrong_answers(&cluster, MAY_NOT, false);
@@ -336,6 +340,24 @@ fn everybody_may_do_what_must_be_done_and_no_more() {
     wrong += &wrong_answers(&cluster, MAY_NOT_WITHOUT_CALICO, false);
     wrong += &wrong_answers(&cluster, MAY_NOT, false);
     assert!(wrong.is_empty(), "with Flannel:\n{wrong}");
+
+    cluster.values(&member());
+    cluster.sh(crate::cluster::UPGRADE);
+    let mut wrong = wrong_answers(&cluster, MAY, true);
+    wrong += &wrong_answers(&cluster, MAY_OF_HOST, false);
+    wrong += &wrong_answers(&cluster, MAY_NOT, false);
+    assert!(wrong.is_empty(), "as a member:\n{wrong}");
+    let token = cluster.json("kubectl get -n fabedge secret fabedge-operator-init-token -o json");
+    // `header.claims.signature`, which nothing but the Secret shows.
+    let encoded = "aGVhZGVyLmNsYWltcy5zaWduYXR1cmU=";
+    assert_eq!(token["data"]["token"], encoded);
+    let others = cluster.sh("kubectl get -n fabedge deployment,daemonset,configmap,podtemplate -o yaml");
+    assert!(!others.contains("header.claims"), "{others}");
+    assert!(
+        !cluster
+            .sh("kubectl get -n fabedge service -o name")
+            .contains("operator")
+    );
 }
 
 /// No pod of an edge has a token: neither what the operator makes of the template, nor by a volume.

@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::pki;
 use super::plane::{self, Plane};
-use super::programs::{Files, Ports, Seat};
+use super::programs::{Files, Ports, Seat, Services};
 use super::state::State;
 use crate::interrupt::Interrupt;
 use crate::places::Places;
@@ -255,7 +254,7 @@ impl Check<'_> {
     fn starts_in_a_namespace(&mut self) -> Result<()> {
         let namespace = Namespace::new(&format!("fabedge-k8s-{}", std::process::id()))?;
         namespace.run("ip link set lo up")?;
-        for address in [ADDRESS_THERE.to_owned(), pki::API_SERVICE.to_string()] {
+        for address in [ADDRESS_THERE.to_owned(), Services::USUAL.api.to_string()] {
             namespace.run(&format!("ip address add {address}/32 dev lo"))?;
         }
         let seat = Seat {
@@ -268,6 +267,7 @@ impl Check<'_> {
                 controllers: 10257,
                 scheduler: 10259,
             },
+            services: Services::USUAL,
         };
         let files = Files {
             folder: self.folder.join("elsewhere"),
@@ -280,7 +280,7 @@ impl Check<'_> {
                 return Ok(());
             }
         };
-        let service = format!("https://{}", pki::API_SERVICE);
+        let service = format!("https://{}", Services::USUAL.api);
         let (worked, said) = outcome(&mut plane.kubectl(&[
             "--server",
             &service,

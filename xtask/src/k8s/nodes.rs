@@ -24,18 +24,19 @@ use crate::setup::{kubernetes, root, runtime};
 use files::Given;
 use ground::Ground;
 use init::Order;
-use layout::{NODES, Node};
+use layout::{HUB, Layout, Node};
 
 /// A busy machine may take its time: alone, it is ten seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The seat of a control plane with nodes, and the ground of those.
-pub fn seat(places: &Places) -> Result<(Seat, Ground)> {
+pub fn seat(places: &Places, layout: &Layout) -> Result<(Seat, Ground)> {
     let tag = &stamp([places.cache.to_string_lossy()])[..4];
-    let ground = Ground::plan(tag, &root::folder(places))?;
+    let ground = Ground::plan(tag, layout, &root::folder(places))?;
     let seat = Seat {
-        namespace: Some(ground.network(layout::HUB)),
-        address: layout::API_SERVER.into(),
+        namespace: Some(ground.network(layout, HUB)),
+        address: layout.api_server.into(),
+        services: layout.services,
         ports: Ports {
             api: 443,
             etcd: 2379,
@@ -55,34 +56,39 @@ pub fn start(
     more_images: &[PathBuf],
     interrupt: &Interrupt,
 ) -> Result<()> {
+    let layout = plane.state().ground.layout()?;
     let folder = files.folder.join("nodes");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let busybox = root::folder(places).join("usr/bin/busybox");
     let mut archives = vec![images::write(&busybox, &folder).context("making the image of the tests' pods")?];
     archives.extend_from_slice(more_images);
-    let objects = serde_json::to_string_pretty(&layout::objects())?;
+    let objects = serde_json::to_string_pretty(&layout.objects())?;
     apply(plane, &folder.join("objects.yaml"), &objects)?;
     step("starting the nodes: containerd, its images, the kubelet", || {
-        for node in &NODES {
+        for node in layout.nodes {
             let place = folder.join(node.name);
-            prepare(node, &place, places, files, &archives)?;
-            plane.spawn(&program(node, &place, &plane.state().ground)?)?;
+            prepare(layout, node, &place, places, files, &archives)?;
+            let network = plane.state().ground.network(layout, node.name);
+            plane.spawn(&program(node, &place, &network)?)?;
         }
-        wait_until_started(plane, &folder, interrupt)
+        wait_until_started(plane, layout, &folder, interrupt)
     })?;
     step("giving them pod networks, until they are ready", || {
-        apply(
-            plane,
-            &folder.join("flannel.yaml"),
-            &layout::flannel(images::NAME),
-        )?;
-        wait_until_ready(plane, interrupt)
+        apply(plane, &folder.join("flannel.yaml"), &layout.flannel(images::NAME))?;
+        wait_until_ready(plane, layout, interrupt)
     })?;
     sheet::write(plane.state(), places, files)
 }
 
 /// Fills the folder of a node.
-fn prepare(node: &Node, place: &Path, places: &Places, files: &Files, archives: &[PathBuf]) -> Result<()> {
+fn prepare(
+    layout: &Layout,
+    node: &Node,
+    place: &Path,
+    places: &Places,
+    files: &Files,
+    archives: &[PathBuf],
+) -> Result<()> {
     let read =
         |path: PathBuf| std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()));
     let kubelet = pki::kubelet_file(node.name);
@@ -90,6 +96,7 @@ fn prepare(node: &Node, place: &Path, places: &Places, files: &Files, archives: 
         node,
         authority: &read(files.certificate(AUTHORITY))?,
         kubeconfig: &read(files.kubeconfig(&kubelet))?,
+        dns: layout.dns,
         sandbox: images::NAME,
     };
     for (path, text) in files::files(&given) {
@@ -110,12 +117,9 @@ fn prepare(node: &Node, place: &Path, places: &Places, files: &Files, archives: 
 }
 
 /// A node as a program of the control plane's: when it is killed, its PID 1 is, and everything in it.
-fn program(node: &Node, place: &Path, ground: &Ground) -> Result<Program> {
+fn program(node: &Node, place: &Path, network: &Path) -> Result<Program> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let mut words = vec![
-        "nsenter".to_owned(),
-        format!("--net={}", text(&ground.network(node.name))),
-    ];
+    let mut words = vec!["nsenter".to_owned(), format!("--net={}", text(network))];
     words.extend(
         [
             "unshare",
@@ -137,10 +141,11 @@ fn program(node: &Node, place: &Path, ground: &Ground) -> Result<Program> {
     })
 }
 
-fn wait_until_started(plane: &Plane, folder: &Path, interrupt: &Interrupt) -> Result<()> {
+fn wait_until_started(plane: &Plane, layout: &Layout, folder: &Path, interrupt: &Interrupt) -> Result<()> {
     let started = Instant::now();
     let missing = || {
-        NODES
+        layout
+            .nodes
             .iter()
             .find(|node| !folder.join(node.name).join(init::READY).exists())
     };
@@ -159,11 +164,12 @@ fn wait_until_started(plane: &Plane, folder: &Path, interrupt: &Interrupt) -> Re
 const READY_NODES: &str =
     r#"jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status} {end}"#;
 
-fn wait_until_ready(plane: &Plane, interrupt: &Interrupt) -> Result<()> {
+fn wait_until_ready(plane: &Plane, layout: &Layout, interrupt: &Interrupt) -> Result<()> {
     let started = Instant::now();
     loop {
         let said = output(&mut plane.kubectl(&["get", "node", "--output", READY_NODES]))?;
-        if NODES
+        if layout
+            .nodes
             .iter()
             .all(|node| said.contains(&format!("{}=True", node.name)))
         {
@@ -193,14 +199,19 @@ fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-/// Runs a command on a node, on our own terminal; returns its exit code.
+/// Runs a command on a node of a control plane's, on our own terminal; returns its exit code.
 pub fn exec(state: &State, name: &str, words: &[String]) -> Result<i32> {
-    if !NODES.iter().any(|node| node.name == name) {
-        let known = NODES.map(|node| node.name).join(", ");
-        bail!("there is no node {name}: there are {known}");
-    }
     if !state.ground.is_there() {
         bail!("the control plane that is up has no nodes: end it, then `cargo xtask k8s up --nodes`");
+    }
+    let layout = state.ground.layout()?;
+    if !layout.nodes.iter().any(|node| node.name == name) {
+        let known: Vec<&str> = layout.nodes.iter().map(|node| node.name).collect();
+        bail!(
+            "there is no node {name} in {}: there are {}",
+            layout.name,
+            known.join(", ")
+        );
     }
     let status = Command::new("nsenter")
         .args(["--target", &init_of(state, name)?])

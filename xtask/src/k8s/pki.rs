@@ -1,7 +1,7 @@
 //! Who is who in the control plane: one authority, made anew with every control plane, and its certificates.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use rcgen::{
@@ -9,11 +9,6 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
-
-/// The addresses of Services; the first one is the API server's.
-pub const SERVICE_RANGE: &str = "10.96.0.0/16";
-/// Where pods find the API server.
-pub const API_SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 
 /// Longer than a control plane of this kind stays up.
 const LIFETIME: Duration = Duration::days(365);
@@ -53,8 +48,9 @@ pub const CONTROLLER_MANAGER_SERVER: &str = "controller-manager-server";
 pub const SCHEDULER: &str = "scheduler";
 pub const SCHEDULER_SERVER: &str = "scheduler-server";
 
-/// Everybody in a control plane that listens on `address`. The names are those that Kubernetes' own roles are bound to.
-pub fn identities(address: IpAddr) -> Vec<Identity> {
+/// Everybody in a control plane that listens on `address`, and that pods find at the address of a Service. The names are
+/// those that Kubernetes' own roles are bound to.
+pub fn identities(address: IpAddr, service: IpAddr) -> Vec<Identity> {
     let server = |file: &str, common_name: &str, names: Vec<String>| Identity {
         file: file.to_owned(),
         common_name: common_name.to_owned(),
@@ -63,7 +59,7 @@ pub fn identities(address: IpAddr) -> Vec<Identity> {
     };
     let here = || vec![address.to_string(), "localhost".to_owned()];
     let mut api = here();
-    api.push(API_SERVICE.to_string());
+    api.push(service.to_string());
     for name in ["", ".default", ".default.svc", ".default.svc.cluster.local"] {
         api.push(format!("kubernetes{name}"));
     }
@@ -213,7 +209,7 @@ mod tests {
     }
 
     fn identity(file: &str, address: &str) -> Identity {
-        identities(address.parse().unwrap())
+        identities(address.parse().unwrap(), [10, 96, 0, 1].into())
             .into_iter()
             .find(|identity| identity.file == file)
             .unwrap()
@@ -286,7 +282,7 @@ mod tests {
     fn everybody_is_signed_by_the_one_authority() {
         let authority = Authority::new(OffsetDateTime::now_utc()).unwrap();
         let other = Authority::new(OffsetDateTime::now_utc()).unwrap();
-        for identity in identities("127.0.0.1".parse().unwrap()) {
+        for identity in identities([127, 0, 0, 1].into(), [10, 96, 0, 1].into()) {
             let issued = authority.issue(&identity).unwrap();
             with_parsed(&issued.public, |leaf| {
                 with_parsed(&authority.pair().public, |ca| {

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use super::nodes::ground::Ground;
 use super::pki::{self, Authority, Identity, Pair};
-use super::programs::{self, AUTHORITY, Files, Ports, Program, Seat, TOKENS};
+use super::programs::{self, AUTHORITY, Files, Ports, Program, Seat, Services, TOKENS};
 use super::state::{self, Started, State};
 use crate::interrupt::Interrupt;
 use crate::process::Process;
@@ -255,6 +255,7 @@ pub fn on_loopback() -> Result<Seat> {
                     controllers,
                     scheduler,
                 },
+                services: Services::USUAL,
             });
         }
     }
@@ -274,7 +275,10 @@ fn prepare(seat: &Seat, files: &Files, kubelets: &[Identity]) -> Result<()> {
     let trusted = authority.pair();
     write_pair(files, AUTHORITY, &trusted)?;
     write_pair(files, TOKENS, &pki::token_key()?)?;
-    for identity in pki::identities(seat.address).iter().chain(kubelets) {
+    for identity in pki::identities(seat.address, seat.services.api)
+        .iter()
+        .chain(kubelets)
+    {
         let pair = authority.issue(identity)?;
         write_pair(files, &identity.file, &pair)?;
         if identity.role == pki::Role::Client {

@@ -14,6 +14,25 @@ pub struct Seat {
     pub address: IpAddr,
     /// The ports.
     pub ports: Ports,
+    /// The addresses of Services.
+    pub services: Services,
+}
+
+/// The addresses of Services.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Services {
+    /// All of them.
+    pub range: &'static str,
+    /// The first one, where pods find the API server.
+    pub api: IpAddr,
+}
+
+impl Services {
+    /// Those of a control plane without nodes.
+    pub const USUAL: Services = Services {
+        range: "10.96.0.0/16",
+        api: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
+    };
 }
 
 /// The ports of a control plane.
@@ -168,7 +187,7 @@ pub fn api_server(programs: &Path, seat: &Seat, files: &Files) -> Program {
         option("enable-admission-plugins", "NodeRestriction"),
         option("allow-privileged", "true"),
         option("profiling", "false"),
-        option("service-cluster-ip-range", pki::SERVICE_RANGE),
+        option("service-cluster-ip-range", seat.services.range),
         option("service-account-issuer", "https://kubernetes.default.svc"),
         option("service-account-key-file", &shown(&files.certificate(TOKENS))),
         option("service-account-signing-key-file", &shown(&files.key(TOKENS))),
@@ -312,6 +331,7 @@ mod tests {
             namespace: namespace.map(PathBuf::from),
             address: address.parse().unwrap(),
             ports: PORTS,
+            services: Services::USUAL,
         }
     }
 

@@ -20,7 +20,10 @@ pub fn lay(places: &Places, state: &State, folder: &Path) -> Result<()> {
 /// A program that becomes another one in the network of the API server.
 fn program(state: &State, folder: &Path, name: &str, real: &Path) -> Result<()> {
     let enter = if state.ground.is_there() {
-        format!("nsenter --net={} ", quoted(&state.ground.network(HUB)))
+        format!(
+            "nsenter --net={} ",
+            quoted(&state.ground.network(state.ground.layout()?, HUB))
+        )
     } else {
         String::new()
     };

@@ -1,6 +1,8 @@
 //! The configuration of a node: the files that it finds below its root. Pure.
 
-use super::layout::{CLUSTER_DNS, CLUSTER_DOMAIN, Node};
+use std::net::Ipv4Addr;
+
+use super::layout::{CLUSTER_DOMAIN, Node};
 
 /// Where the kubelet reads its configuration.
 pub const KUBELET_CONFIG: &str = "/var/lib/kubelet/config.yaml";
@@ -21,6 +23,8 @@ pub struct Given<'a> {
     pub authority: &'a str,
     /// The kubelet's kubeconfig.
     pub kubeconfig: &'a str,
+    /// The cluster's DNS.
+    pub dns: Ipv4Addr,
     /// The image of pods' sandboxes.
     pub sandbox: &'a str,
 }
@@ -29,7 +33,7 @@ pub struct Given<'a> {
 pub fn files(given: &Given<'_>) -> Vec<(&'static str, String)> {
     let name = given.node.name;
     vec![
-        (KUBELET_CONFIG, kubelet()),
+        (KUBELET_CONFIG, kubelet(given.dns)),
         (KUBELET_KUBECONFIG, given.kubeconfig.to_owned()),
         (AUTHORITY, given.authority.to_owned()),
         (CONTAINERD_CONFIG, containerd(given.sandbox)),
@@ -43,7 +47,7 @@ pub fn files(given: &Given<'_>) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn kubelet() -> String {
+fn kubelet(dns: Ipv4Addr) -> String {
     format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -54,7 +58,7 @@ authentication:
 authorization: {{mode: Webhook}}
 readOnlyPort: 0
 cgroupDriver: cgroupfs
-clusterDNS: [{CLUSTER_DNS}]
+clusterDNS: [{dns}]
 clusterDomain: {CLUSTER_DOMAIN}
 enforceNodeAllocatable: []
 failSwapOn: false
@@ -96,14 +100,15 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::k8s::nodes::layout::NODES;
+    use crate::k8s::nodes::layout::HOST;
 
     #[test]
     fn a_kubelet_is_told_of_the_cluster() {
         let files = files(&Given {
-            node: &NODES[0],
+            node: &HOST.nodes[0],
             authority: "CA",
             kubeconfig: "KUBECONFIG",
+            dns: HOST.dns,
             sandbox: "test/pause:1",
         });
         let text = |wanted: &str| &files.iter().find(|(path, _)| *path == wanted).unwrap().1;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::layout::{self, NODES};
+use super::layout::{self, HUB, Layout};
 use crate::k8s::pki::{self, Identity};
 use crate::progress::{output, step};
 
@@ -28,6 +28,8 @@ const SHARES: &str = "16384";
 pub struct Ground {
     /// Tells this lab's namespaces and cgroups from those of another cache.
     tag: String,
+    /// The cluster's name.
+    cluster: String,
     /// Names of network namespaces.
     networks: Vec<String>,
     /// The cgroups of the nodes: name of the node, folder.
@@ -37,8 +39,8 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// The ground of a lab with this tag, on this machine's cgroup hierarchies.
-    pub fn plan(tag: &str, root: &Path) -> Result<Ground> {
+    /// The ground of a cluster in a lab with this tag, on this machine's cgroup hierarchies.
+    pub fn plan(tag: &str, layout: &Layout, root: &Path) -> Result<Ground> {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("reading the mount table")?;
         let hierarchies = hierarchies(&mounts);
         for needed in ["cpu", "cpuset", "devices", "memory", "pids"] {
@@ -49,8 +51,8 @@ impl Ground {
                 );
             }
         }
-        let cgroups = NODES.iter().flat_map(|node| {
-            let name = layout::namespace(tag, node.name);
+        let cgroups = layout.nodes.iter().flat_map(|node| {
+            let name = layout.namespace(tag, node.name);
             let folders: Vec<_> = hierarchies
                 .iter()
                 .map(|one| (node.name.to_owned(), one.place.join(&name)))
@@ -59,8 +61,10 @@ impl Ground {
         });
         Ok(Ground {
             tag: tag.to_owned(),
-            networks: layout::places()
-                .map(|place| layout::namespace(tag, place))
+            cluster: layout.name.to_owned(),
+            networks: layout
+                .places()
+                .map(|place| layout.namespace(tag, place))
                 .collect(),
             cgroups: cgroups.collect(),
             root: root.to_owned(),
@@ -78,9 +82,14 @@ impl Ground {
         nodes.into_iter().map(pki::kubelet).collect()
     }
 
+    /// The cluster that it is for, if it is for any.
+    pub fn layout(&self) -> Result<&'static Layout> {
+        layout::named(&self.cluster).with_context(|| format!("no cluster is called {:?}", self.cluster))
+    }
+
     /// The file of a place's network namespace.
-    pub fn network(&self, place: &str) -> PathBuf {
-        Path::new(NAMESPACES).join(layout::namespace(&self.tag, place))
+    pub fn network(&self, layout: &Layout, place: &str) -> PathBuf {
+        Path::new(NAMESPACES).join(layout.namespace(&self.tag, place))
     }
 
     /// Everything of it that has a path.
@@ -102,20 +111,23 @@ impl Ground {
         if !self.is_there() {
             return Ok(());
         }
+        let layout = self.layout()?;
         step("making the networks and cgroups of the nodes", || {
             for name in &self.networks {
                 output(Command::new("ip").args(["netns", "add", name]))?;
             }
             // From within one of them, so that the machine's own network sees none of it.
-            self.ip(layout::HUB, &layout::links(&self.tag))?;
-            for place in layout::places() {
-                self.ip(place, &layout::configuration(place))?;
-                for (name, value) in layout::sysctls(place) {
+            self.ip(layout, HUB, &layout.lines_of_links(&self.tag))?;
+            for (place, lines) in layout.configurations() {
+                self.ip(layout, place, &lines)?;
+            }
+            for place in layout.places() {
+                for (name, value) in layout.sysctls(place) {
                     let line = format!("echo {value} > /proc/sys/net/ipv4/{name}");
-                    output(self.entering(place).args(["sh", "-ec", &line]))?;
+                    output(self.entering(layout, place).args(["sh", "-ec", &line]))?;
                 }
-                if let Some(rules) = layout::rules(place) {
-                    let mut nft = self.entering(place);
+                if let Some(rules) = layout.rules(place) {
+                    let mut nft = self.entering(layout, place);
                     fed(nft.arg("chroot").arg(&self.root).args(["nft", "-f", "-"]), &rules)?;
                 }
             }
@@ -152,15 +164,15 @@ impl Ground {
         Ok(())
     }
 
-    fn ip(&self, place: &str, lines: &str) -> Result<()> {
-        let namespace = layout::namespace(&self.tag, place);
+    fn ip(&self, layout: &Layout, place: &str, lines: &str) -> Result<()> {
+        let namespace = layout.namespace(&self.tag, place);
         fed(Command::new("ip").args(["-n", &namespace, "-batch", "-"]), lines)
     }
 
     /// A command in the network of a place; its words are still to come.
-    fn entering(&self, place: &str) -> Command {
+    fn entering(&self, layout: &Layout, place: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.network(place).display()));
+        command.arg(format!("--net={}", self.network(layout, place).display()));
         command
     }
 }

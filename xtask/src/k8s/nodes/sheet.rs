@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::layout::{self, NODES};
 use super::{images, init_of};
 use crate::k8s::pki;
 use crate::k8s::programs::Files;
@@ -16,6 +15,7 @@ use crate::places::Places;
 
 #[derive(Serialize)]
 struct Sheet {
+    name: &'static str,
     repo: PathBuf,
     tools: PathBuf,
     kubeconfig: PathBuf,
@@ -45,8 +45,9 @@ pub fn path(files: &Files) -> PathBuf {
 
 /// Writes it.
 pub fn write(state: &State, places: &Places, files: &Files) -> Result<()> {
+    let layout = state.ground.layout()?;
     let mut nodes = BTreeMap::new();
-    for node in &NODES {
+    for node in layout.nodes {
         let described = Node {
             address: node.address.to_string(),
             cloud: node.cloud,
@@ -66,6 +67,7 @@ pub fn write(state: &State, places: &Places, files: &Files) -> Result<()> {
         "exec".into(),
     ];
     let sheet = Sheet {
+        name: layout.name,
         repo: places.repo.clone(),
         tools: files.tools(),
         kubeconfig: files.kubeconfig(pki::ADMIN),
@@ -74,13 +76,14 @@ pub fn write(state: &State, places: &Places, files: &Files) -> Result<()> {
             .map(|word| word.to_string_lossy().into_owned())
             .collect(),
         image: images::NAME,
-        cluster_cidr: layout::CLUSTER_CIDR,
-        service_cidr: pki::SERVICE_RANGE,
-        dns: layout::CLUSTER_DNS.to_string(),
-        api_service: pki::API_SERVICE,
-        networks: layout::ROUTERS
+        cluster_cidr: layout.cluster_cidr,
+        service_cidr: layout.services.range,
+        dns: layout.dns.to_string(),
+        api_service: layout.services.api,
+        networks: layout
+            .routers
             .iter()
-            .map(|place| (*place, state.ground.network(place)))
+            .map(|place| (*place, state.ground.network(layout, place)))
             .collect(),
         nodes,
         logs: files.logs.clone(),
