@@ -5,6 +5,7 @@ pub mod caller;
 pub mod failures;
 pub mod host;
 pub mod listener;
+pub mod news;
 pub mod places;
 pub mod report;
 pub mod token;

@@ -3,7 +3,8 @@
 //! The member knows the host by its CA, and by what only a host has: a server certificate of that CA in the name
 //! `<host>.fabedge-operator`. The address that it dials, a NodePort of any node, proves nothing and is not looked at.
 
-use std::collections::BTreeMap;
+mod verify;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,22 +19,17 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls::ClientConfig;
+use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
-use serde::Deserialize;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::caller::SERVER;
-use super::report;
 use super::token::ca_hash;
-use crate::api::{ClusterSpec, Endpoint};
-use crate::observe::convert::is_label;
+use crate::api::ClusterSpec;
 use crate::pki::inspect::{self, Verdict, judge};
 use crate::pki::{Leaf, Trust};
+use verify::{AnyServer, HostServer};
 
 /// How long a call may take.
 const CALL: Duration = Duration::from_secs(10);
@@ -126,43 +122,6 @@ pub enum Error {
         /// Why.
         source: rcgen::Error,
     },
-}
-
-/// What the host tells of other clusters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct News {
-    /// Communities in which this cluster has a part, and their members.
-    pub communities: BTreeMap<String, Vec<String>>,
-    /// The endpoints of other clusters.
-    pub endpoints: Vec<Endpoint>,
-    /// The prefixes of other clusters; a host of FabEdge 0.4 does not tell them here.
-    pub cidrs: BTreeMap<String, Vec<String>>,
-}
-
-impl News {
-    /// Reads the host's answer; `null` is as good as nothing, and fields of other versions are let go.
-    ///
-    /// # Errors
-    /// When it is no such thing.
-    pub fn read(text: &str) -> Result<Self, serde_json::Error> {
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Body {
-            communities: BTreeMap<String, Vec<String>>,
-            endpoints: Vec<serde_json::Value>,
-            cidrs: BTreeMap<String, Option<Vec<String>>>,
-        }
-        let body: Body = report::read(text.as_bytes())?;
-        Ok(Self {
-            communities: body.communities,
-            endpoints: report::known(body.endpoints)?,
-            cidrs: body
-                .cidrs
-                .into_iter()
-                .map(|(name, nets)| (name, nets.unwrap_or_default()))
-                .collect(),
-        })
-    }
 }
 
 type Connector = HttpsConnector<HttpConnector>;
@@ -501,109 +460,4 @@ fn client(config: ClientConfig) -> Client<Connector, Full<Bytes>> {
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
         .build(connector)
-}
-
-/// The one check that is ours: in whose name a server must be. The rest is webpki's.
-#[derive(Debug)]
-struct HostServer(Arc<WebPkiServerVerifier>);
-
-/// The name of a host in its certificate, `<host>.fabedge-operator`. Nobody else can have such a one: members are
-/// certified for nothing that ends so.
-fn host_name(certificate: &[u8]) -> Option<ServerName<'static>> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
-    let (cluster, rest) = name.split_once('.')?;
-    (is_label(cluster) && rest == SERVER)
-        .then(|| ServerName::try_from(name.to_owned()).ok())
-        .flatten()
-}
-
-impl ServerCertVerifier for HostServer {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _dialled: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let name = host_name(end_entity).ok_or_else(|| {
-            rustls::Error::General(format!(
-                "the server's certificate is not that of a host, <host>.{SERVER}"
-            ))
-        })?;
-        self.0
-            .verify_server_cert(end_entity, intermediates, &name, ocsp, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// Takes whoever answers. Only for asking for what is then checked by its hash.
-#[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _dialled: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signed,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signed,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

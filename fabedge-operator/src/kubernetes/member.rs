@@ -18,12 +18,12 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::{MANAGER, objects};
-use crate::api::{ClusterSpec, CommunitySpec, SettingsSpec};
+use crate::api::{ClusterSpec, SettingsSpec};
 use crate::federation::caller::client_name;
-use crate::federation::host::{self, Host, News};
+use crate::federation::host::{self, Host};
+use crate::federation::news::News;
 use crate::federation::token::{self, Said};
 use crate::finding::Finding;
-use crate::observe::convert;
 use crate::pki::inspect::{self, Verdict, judge};
 use crate::pki::{Leaf, Trust};
 use crate::reporter::chain;
@@ -202,7 +202,7 @@ impl Member {
     /// Adds what the host tells to what the API server shows.
     pub fn add_to(&self, snapshot: &mut ClusterSnapshot) -> Vec<Finding> {
         let told = self.told.borrow();
-        let mut findings = merge(&told.news, &self.cluster, snapshot);
+        let mut findings = told.news.merge(&self.cluster, snapshot);
         let own = format!("Cluster {}", self.cluster);
         findings.extend(
             told.refused
@@ -216,56 +216,6 @@ impl Member {
         }
         findings
     }
-}
-
-/// Takes from the host what is its to say: the endpoints of other clusters, and the communities that they are in. What
-/// cannot be read is left out alone.
-fn merge(news: &News, own: &str, snapshot: &mut ClusterSnapshot) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut clusters: BTreeMap<String, _> = BTreeMap::new();
-    let endpoints = news.endpoints.iter().filter_map(|endpoint| {
-        let (cluster, _) = endpoint.name.split_once('.')?;
-        let spec = ClusterSpec {
-            endpoints: vec![endpoint.clone()],
-            ..ClusterSpec::default()
-        };
-        Some((cluster, spec))
-    });
-    let prefixes = news.cidrs.iter().map(|(cluster, nets)| {
-        let spec = ClusterSpec {
-            cidrs: nets.clone(),
-            ..ClusterSpec::default()
-        };
-        (cluster.as_str(), spec)
-    });
-    for (cluster, spec) in endpoints.chain(prefixes).filter(|(name, _)| *name != own) {
-        match convert::cluster(cluster, &spec) {
-            Ok(read) => {
-                let known: &mut crate::snapshot::Cluster = clusters.entry(cluster.to_owned()).or_default();
-                known.endpoints.extend(read.endpoints);
-                known.cidrs.extend(read.cidrs);
-            }
-            Err(faults) => findings.extend(faults.into_iter().map(|fault| {
-                let object = format!("Cluster {cluster}");
-                Finding::error(object, fault.field, format!("of the host: {}", fault.message))
-            })),
-        }
-    }
-    snapshot.clusters.extend(clusters);
-    for (name, members) in &news.communities {
-        let spec = CommunitySpec {
-            members: members.clone(),
-        };
-        let name = format!("{name} of the host");
-        match convert::community(&spec) {
-            Ok(community) => _ = snapshot.communities.insert(name, community),
-            Err(faults) => findings.extend(faults.into_iter().map(|fault| {
-                let object = format!("Community {name}");
-                Finding::error(object, fault.field, fault.message)
-            })),
-        }
-    }
-    findings
 }
 
 /// Talks to the host until the process ends.
@@ -589,50 +539,5 @@ async fn tell(
             // The operator has ended.
             return std::future::pending().await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn what_the_host_tells_of_others_is_taken_as_far_as_it_can_be_read() {
-        let connector = |cluster: &str, subnet: &str| {
-            json!({
-                "id": format!("C=CN, O=fabedge.io, CN={cluster}.connector"), "name": format!("{cluster}.connector"),
-                "publicAddresses": ["203.0.113.7"], "subnets": [subnet], "nodeSubnets": null, "type": "Connector",
-                "of a later version": 7,
-            })
-        };
-        let text = json!({
-            "communities": {"all": ["fabedge.connector", "beijing.connector"], "bad": ["beijing"], "none": null},
-            "endpoints": [
-                connector("fabedge", "10.233.64.0/18"), connector("beijing", "10.234.64.0/18"),
-                connector("tianjin", "0.0.0.0/0"),
-            ],
-            "cidrs": {"fabedge": ["10.233.64.0/18", "10.233.0.0/18"], "beijing": ["10.234.64.0/18"], "shanghai": null},
-        });
-        let news = News::read(&text.to_string()).unwrap();
-        let mut snapshot = ClusterSnapshot::default();
-        let findings = merge(&news, "beijing", &mut snapshot);
-        assert_eq!(
-            snapshot.clusters.keys().collect::<Vec<_>>(),
-            ["fabedge", "shanghai"]
-        );
-        assert_eq!(snapshot.clusters["fabedge"].cidrs.len(), 2);
-        assert_eq!(
-            snapshot.communities.keys().collect::<Vec<_>>(),
-            ["all of the host"]
-        );
-        let texts: Vec<String> = findings.iter().map(ToString::to_string).collect();
-        assert_eq!(texts.len(), 2, "{texts:?}");
-        assert!(
-            texts[0].contains("Cluster tianjin") && texts[0].contains("default route"),
-            "{texts:?}"
-        );
-        assert!(texts[1].contains("Community bad of the host"), "{texts:?}");
     }
 }

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use fabedge_common::config::{NodeConfig, packed};
 use fabedge_operator::federation::caller::{Caller, client_name};
-use fabedge_operator::federation::host::News;
+use fabedge_operator::federation::news::News;
 use fabedge_operator::federation::report::{Others, Owner, Report};
 use fabedge_operator::federation::token::{self, Said, Tokens};
 use fabedge_operator::observe::manifest;
