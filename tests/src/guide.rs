@@ -4,6 +4,7 @@ pub mod cluster;
 mod clusters;
 pub mod demo;
 mod measures;
+mod outages;
 mod rows;
 mod services;
 mod steps;

@@ -207,7 +207,7 @@ spec:
     }
 
     /// Traffic stops, and then nothing leads to the other cluster any more on either side.
-    fn clusters_part(&mut self) -> Result<Outcome> {
+    pub(super) fn clusters_part(&mut self) -> Result<Outcome> {
         let before = self.traffic()?.capture.counts();
         self.asked = Instant::now();
         self.cluster.kubectl(&format!("delete community {COMMUNITY}"))?;
@@ -245,7 +245,7 @@ spec:
     }
 
     /// The same Community once more, with an eye on the time.
-    fn clusters_meet(&mut self) -> Result<Outcome> {
+    pub(super) fn clusters_meet(&mut self) -> Result<Outcome> {
         self.asked = Instant::now();
         self.cluster.kubectl("apply -f clusters.yaml")?;
         for (from, to) in [("master", "beijing.master"), ("beijing.master", "master")] {

@@ -47,6 +47,7 @@ impl Guide {
         self.row("another image of the agent costs no packet", Self::other_image);
         self.row("a deleted node leaves nothing", Self::node_goes);
         self.row("a node that comes back is an edge again", Self::node_comes);
+        self.outages();
         self.document("faq.md")?;
         self.row(
             "in all that time, no plaintext between the sites",
@@ -82,7 +83,7 @@ impl Guide {
 
     fn operator_restart(&mut self) -> Result<Outcome> {
         let cluster = &self.cluster;
-        let (report, took) = self.while_streaming(|| {
+        let (report, took) = self.while_streaming("edge1", "edge2", || {
             let before = generation(cluster, "edge1")?;
             cluster.kubectl("delete pod -n fabedge -l fabedge.io/app=fabedge-operator --wait=false")?;
             let started = Instant::now();
@@ -123,7 +124,7 @@ impl Guide {
         };
         let before = [restarts("edge1")?, restarts("edge2")?];
         cluster.append("values.yaml", &format!("agent:\n  image:\n    tag: {tag}\n"))?;
-        let (report, took) = self.while_streaming(|| {
+        let (report, took) = self.while_streaming("edge1", "edge2", || {
             let upgraded = cluster.shell(UPGRADE, PATIENCE)?;
             ensure!(upgraded.ok(), "{}", upgraded.text());
             cluster.wait("both agents run the other image", PATIENCE, |cluster| {
@@ -149,14 +150,17 @@ impl Guide {
         Ok(no_loss(report, &format!("both in {:.1} s", took.as_secs_f64())))
     }
 
-    /// Does something while packets flow from edge to edge; gives what became of them.
-    fn while_streaming<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(Report, T)> {
+    /// Does something while packets flow from the pod of one node to that of another; gives what became of them.
+    pub(super) fn while_streaming<T>(
+        &self,
+        from: &str,
+        to: &str,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(Report, T)> {
         let traffic = self.traffic()?;
-        let (from, to) = (traffic.pod("edge1")?, traffic.pod("edge2")?);
+        let (from, to) = (traffic.pod(from)?, traffic.pod(to)?);
         let stream = Stream::start(&from.place, &to.place, to.address.into(), RATE, SIZE)?;
-        stream
-            .wait_for(100, PATIENCE)
-            .context("nothing flows from edge1 to edge2")?;
+        stream.wait_for(100, PATIENCE).context("nothing flows")?;
         let done = work();
         // What a change breaks late must be seen too.
         thread::sleep(Duration::from_secs(1));
@@ -264,7 +268,7 @@ fn wait_for_generation(cluster: &Cluster, node: &str, before: u64) -> Result<()>
     Ok(())
 }
 
-fn no_loss(report: Report, also: &str) -> Outcome {
+pub(super) fn no_loss(report: Report, also: &str) -> Outcome {
     judge(
         report.lost == 0,
         format!(
