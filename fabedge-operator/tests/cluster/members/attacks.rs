@@ -164,7 +164,8 @@ fn the_beginning_of_a_name_is_not_the_name() {
             })
             .await;
         let heard = bei.call(line, &[], "").await.json();
-        assert_eq!(heard, serde_json::json!({"communities": {}, "endpoints": []}));
+        assert_eq!(heard["communities"], serde_json::json!({}));
+        assert_eq!(heard["endpoints"], serde_json::json!([]));
         host.still_serves("bei").await;
     });
 }
