@@ -327,7 +327,7 @@ fn another_authority_takes_over_without_a_loss() {
         (&world.edge, "fabedge.edge2"),
         (&world.connector, "fabedge.connector"),
     ];
-    let spi = |site: &Site, peer: &str| site.peer(peer).children[0].spi_in.clone();
+    let spi = |site: &Site, peer: &str| site.peer(peer).children[0].spi_in;
     let before = spi(&world.edge, "fabedge.connector");
     let trust = |text: &str| {
         for (site, _) in sites {
@@ -418,7 +418,7 @@ fn who_is_revoked_goes_and_stays_away_and_others_stay() {
     };
     let ready = |site: &Site, peer: &str| site.peer(peer).ready;
     let pings = other.start(STREAM);
-    let spi = other.peer("fabedge.connector").children[0].spi_in.clone();
+    let spi = other.peer("fabedge.connector").children[0].spi_in;
     let revoked = serial(&world.edge);
     deliver(&world.authority.revoke(1, &[]));
     for site in [&world.edge, &world.connector, &other] {

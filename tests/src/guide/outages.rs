@@ -59,13 +59,13 @@ impl Guide {
 
     fn other_authority(&mut self) -> Result<Outcome> {
         let sides = [&self.cluster, &self.member];
-        let before = mounted(&sides, "tls.crt")?;
+        let before = mounted(&sides, "certs/tls.crt")?;
         let (report, ()) = self.while_streaming(FROM, TO, || {
             self.cluster
                 .kubectl("annotate secret -n fabedge fabedge-ca fabedge.io/rotate-ca=600")?;
             sync(&sides, "1")?;
             self.cluster.wait("everybody trusts both", SEEN, |_| {
-                let files = mounted(&sides, "ca.crt")?;
+                let files = mounted(&sides, "cacerts/ca.crt")?;
                 ensure!(
                     files.len() == before.len(),
                     "{} of {} files",
@@ -83,7 +83,7 @@ impl Guide {
             sync(&sides, "2")?;
             self.cluster
                 .wait("everybody has another certificate", SEEN, |_| {
-                    let files = mounted(&sides, "tls.crt")?;
+                    let files = mounted(&sides, "certs/tls.crt")?;
                     let old = files.iter().filter(|file| before.contains(*file)).count();
                     ensure!(
                         files.len() == before.len() && old == 0,
