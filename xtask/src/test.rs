@@ -56,7 +56,7 @@ impl Suite {
 
     /// Whether it runs when no suite is asked for.
     fn by_default(self) -> bool {
-        self != Suite::Guide
+        !matches!(self, Suite::K8s | Suite::Guide)
     }
 
     fn name(self) -> &'static str {
@@ -84,7 +84,7 @@ impl Suite {
 /// The arguments of `test`.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Only this suite; may be given several times. All but `guide` when none is given
+    /// Only this suite; may be given several times. All but `k8s` and `guide` when none is given
     #[arg(long, value_enum)]
     only: Vec<Suite>,
     /// Only this kernel of the suite `lab`; may be given several times
