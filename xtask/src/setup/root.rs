@@ -22,9 +22,11 @@ const PACKAGES: &[&str] = &[
     "containernetworking-plugins",
     "ethtool",
     "iproute2",
+    "ipset",
     "iptables",
     "nftables",
     "tcpdump",
+    "wireguard-tools",
     // Probes.
     "curl",
     "iperf3",
