@@ -2,6 +2,7 @@
 //!
 //! It wants to be root in a machine of its own (a virtual machine or fresh namespaces); see `cargo xtask lab`.
 
+pub mod bench;
 pub mod capture;
 pub mod cni;
 pub mod command;

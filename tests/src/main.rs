@@ -11,7 +11,7 @@ use lab::lab::{Lab, Settings};
 use lab::scenarios::SUITES;
 use lab::table::Table;
 use lab::world::World;
-use lab::{command, demo, ending, guide, scenarios, script};
+use lab::{bench, command, demo, ending, guide, scenarios, script};
 
 /// A small world in network namespaces, with the real programs in it. Runs as root in a machine of its own, which
 /// `cargo xtask lab` makes.
@@ -95,6 +95,16 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Measure a subset of the benchmark.
+    Bench {
+        /// The subset.
+        name: String,
+        /// The folder for its report.
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+        #[command(flatten)]
+        options: bench::Options,
+    },
     /// List the places of the lab that is up.
     List,
     /// End every program of the lab that is up, and remove it.
@@ -155,6 +165,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Guide { host, member } => Ok(exit_code(guide::run(&[host, member])?)),
         Verb::Clusters { host, member, json } => {
             Ok(exit_code(guide::demo::run(&[host, member], json.as_deref())?))
+        }
+        Verb::Bench { name, out, options } => {
+            bench::run(&name, &options, &out)?;
+            Ok(ExitCode::SUCCESS)
         }
         Verb::List => {
             for place in World::open()?.places() {

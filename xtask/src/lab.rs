@@ -281,7 +281,8 @@ pub fn save(places: &Places, machine: &Machine, name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn copy_files(from: &Path, to: &Path) -> Result<()> {
+/// Copies a folder: its files and folders, and nothing else.
+pub fn copy_files(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
         let entry = entry?;

@@ -1,5 +1,6 @@
 //! Everything one does in this repository, as one command each.
 
+mod bench;
 mod build;
 mod clean;
 mod docs;
@@ -66,6 +67,8 @@ enum Task {
     Image(image::Arguments),
     /// Run the suites: unit tests, programs and netlink on this kernel, the lab on three, the documents
     Test(test::Arguments),
+    /// Measure: each subset in the machine that it needs, with a table, a plot and every sample in target/bench
+    Bench(bench::Arguments),
     /// Fuzz the parsers at the boundary, each for a while
     Fuzz(fuzz::Arguments),
     /// Make the files of the repository that come from its code: the chart's custom resource definitions
@@ -145,6 +148,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Task::Bench(arguments) => bench::bench(&places()?, &arguments, &Interrupt::watch()?)?,
         Task::Fuzz(arguments) => {
             if !fuzz::fuzz(&places()?, &arguments, &Interrupt::watch()?)? {
                 return Ok(ExitCode::FAILURE);
