@@ -24,10 +24,9 @@ use tracing::{debug, info, warn};
 
 use super::caller::{Caller, client_name};
 use super::failures::Failures;
-use super::host::LEFT_OUT;
 use super::report::{self, Others, Report};
 use super::token::{Claims, Tokens};
-use crate::api::{ClusterSpec, Endpoint};
+use crate::api::Endpoint;
 use crate::observe::convert::is_name;
 use crate::pki::Authorities;
 use crate::pki::authority::Purpose;
@@ -45,6 +44,9 @@ const REQUEST: Duration = Duration::from_secs(15);
 
 /// How long one may wait for news besides, at most (`Prefer: wait=<seconds>`, RFC 7240).
 const WAIT: Duration = Duration::from_secs(55);
+
+/// What a reply begins with that names what was left out of a report.
+pub const LEFT_OUT: &str = "left out, the rest is taken:\n";
 
 /// Whom a route lets in.
 #[derive(Clone, Copy, Debug)]
@@ -107,11 +109,11 @@ pub trait Registry: Send + Sync + 'static {
         fingerprint: &str,
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send;
 
-    /// Takes what a cluster says of itself, and what was left out of it.
+    /// Takes what a cluster says of itself, as far as it may, and what was left out of it.
     fn report(
         &self,
         cluster: &str,
-        taken: ClusterSpec,
+        taken: Report,
         refused: &[String],
     ) -> impl Future<Output = Result<(), Unavailable>> + Send;
 }

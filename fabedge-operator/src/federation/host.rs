@@ -25,11 +25,12 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
+use super::api::LEFT_OUT;
 use super::token::ca_hash;
 use crate::api::ClusterSpec;
 use crate::pki::inspect::{self, Verdict, judge};
 use crate::pki::{Leaf, Trust};
-use verify::{AnyServer, HostServer};
+use verify::Server;
 
 /// How long a call may take.
 const CALL: Duration = Duration::from_secs(10);
@@ -45,9 +46,6 @@ const ANSWER: usize = 8 * 1024 * 1024;
 
 /// The most of a refusal that is told on.
 const REFUSAL: usize = 2000;
-
-/// What a reply begins with that names what was left out of a report.
-pub const LEFT_OUT: &str = "left out, the rest is taken:\n";
 
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +149,7 @@ pub async fn pinned(address: &str, hash: &str, now: OffsetDateTime) -> Result<Tr
     let address = base(address)?;
     let config = builder()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyServer(provider())))
+        .with_custom_certificate_verifier(Arc::new(Server::any(provider())))
         .with_no_client_auth();
     let answer = ask(&client(config), &address, Call::get("/api/ca-cert")).await?;
     let pem = answer.text(&address, "for its CA", StatusCode::OK)?;
@@ -183,7 +181,7 @@ impl Host {
             .map_err(Error::Verifier)?;
         let config = builder()?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(HostServer(verifier)));
+            .with_custom_certificate_verifier(Arc::new(Server::host(verifier, provider())));
         let config = match identity {
             None => config.with_no_client_auth(),
             Some(leaf) => {
@@ -213,11 +211,7 @@ impl Host {
     /// # Errors
     /// When the host does not answer or refuses, or what it signs is not what was asked for.
     pub async fn issue(&self, name: &str, now: OffsetDateTime) -> Result<(Leaf, OffsetDateTime), Error> {
-        let failed = |source| Error::Request {
-            name: name.to_owned(),
-            source,
-        };
-        let key = KeyPair::generate().map_err(failed)?;
+        let key = KeyPair::generate().map_err(request_failed(name))?;
         self.certify(name, &key, None, now).await
     }
 
@@ -235,16 +229,8 @@ impl Host {
         if self.away.load(Ordering::Relaxed) {
             return Err(Error::Away(self.address.clone()));
         }
-        let failed = |source| Error::Request {
-            name: name.to_owned(),
-            source,
-        };
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        let asked = params.serialize_request(key).map_err(failed)?;
         let mut call = Call {
-            body: asked.pem().map_err(failed)?.into(),
+            body: request(name, key).map_err(request_failed(name))?.into(),
             ..Call::new(Method::POST, "/api/sign-cert")
         };
         if let Some(token) = token {
@@ -427,6 +413,20 @@ fn base(address: &str) -> Result<String, Error> {
     authority
         .map(|authority| format!("https://{authority}"))
         .ok_or_else(|| Error::Address(address.to_owned()))
+}
+
+fn request(name: &str, key: &KeyPair) -> Result<String, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.serialize_request(key)?.pem()
+}
+
+fn request_failed(name: &str) -> impl FnOnce(rcgen::Error) -> Error {
+    move |source| Error::Request {
+        name: name.to_owned(),
+        source,
+    }
 }
 
 fn trust(address: &str, pem: &str, now: OffsetDateTime) -> Result<Trust, Error> {

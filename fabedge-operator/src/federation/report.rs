@@ -14,8 +14,10 @@ const PREFIXES: usize = 4096;
 /// What a member says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    cidrs: Vec<String>,
-    endpoints: Vec<Endpoint>,
+    /// Its prefixes; none when it does not speak of them, which leaves those that are known.
+    pub cidrs: Option<Vec<String>>,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
 }
 
 /// The body is not a report.
@@ -80,7 +82,7 @@ impl Report {
         const WHAT: &str = "a Cluster, {\"spec\": {\"cidrs\": […], \"endpoints\": […]}}";
         let spec = read::<Body>(body).map_err(|e| Error(WHAT, e))?.spec;
         Ok(Self {
-            cidrs: spec.cidrs,
+            cidrs: Some(spec.cidrs),
             endpoints: known(spec.endpoints).map_err(|e| Error(WHAT, e))?,
         })
     }
@@ -93,21 +95,25 @@ impl Report {
         const WHAT: &str = "a list of endpoints";
         let endpoints = read(body).and_then(known).map_err(|e| Error(WHAT, e))?;
         Ok(Self {
-            cidrs: Vec::new(),
+            cidrs: None,
             endpoints,
         })
     }
 
     /// What of it is taken, and why the rest is not.
-    pub fn judge(self, cluster: &str, others: &Others) -> (ClusterSpec, Vec<String>) {
+    pub fn judge(self, cluster: &str, others: &Others) -> (Self, Vec<String>) {
         let mut refused = Vec::new();
-        let mut taken = ClusterSpec::default();
+        let mut taken = Self {
+            cidrs: self.cidrs.as_ref().map(|_| Vec::new()),
+            endpoints: Vec::new(),
+        };
+        let cidrs = self.cidrs.unwrap_or_default();
         let prefixes: usize = self
             .endpoints
             .iter()
             .map(|endpoint| endpoint.subnets.len() + endpoint.node_subnets.len())
             .sum();
-        if self.endpoints.len() > ENDPOINTS || prefixes + self.cidrs.len() > PREFIXES {
+        if self.endpoints.len() > ENDPOINTS || prefixes + cidrs.len() > PREFIXES {
             refused.push(format!(
                 "spec: {} endpoints with {prefixes} prefixes are more than the {ENDPOINTS} and {PREFIXES} that a \
                  cluster may have",
@@ -115,7 +121,7 @@ impl Report {
             ));
             return (taken, refused);
         }
-        for (i, cidr) in self.cidrs.into_iter().enumerate() {
+        for (i, cidr) in cidrs.into_iter().enumerate() {
             let mut faults = Vec::new();
             let net = convert::prefixes("spec.cidrs", std::slice::from_ref(&cidr), &mut faults);
             let why = match (faults.first(), net.first()) {
@@ -125,7 +131,7 @@ impl Report {
             };
             match why {
                 Some(why) => refused.push(format!("spec.cidrs[{i}]: {why}")),
-                None => taken.cidrs.push(cidr),
+                None => taken.cidrs.get_or_insert_default().push(cidr),
             }
         }
         for (i, endpoint) in self.endpoints.into_iter().enumerate() {
@@ -235,7 +241,7 @@ mod tests {
     fn judged(cluster: &str, body: &Value) -> (usize, Vec<String>) {
         let report = Report::of_cluster(body.to_string().as_bytes()).unwrap();
         let (taken, refused) = report.judge(cluster, &others());
-        (taken.endpoints.len() + taken.cidrs.len(), refused)
+        (taken.endpoints.len() + taken.cidrs.unwrap().len(), refused)
     }
 
     #[test]
@@ -249,7 +255,9 @@ mod tests {
             assert_eq!(judged("beijing", &body), (2, vec![]));
         }
         let list = Report::of_endpoints(json!([good]).to_string().as_bytes()).unwrap();
-        assert_eq!(list.judge("beijing", &others()).0.endpoints.len(), 1);
+        let (taken, refused) = list.judge("beijing", &others());
+        assert_eq!((taken.endpoints.len(), refused), (1, vec![]));
+        assert_eq!(taken.cidrs, None, "it does not speak of them");
         assert_eq!(
             judged("beijing", &json!({"spec": {"endpoints": null}})),
             (0, vec![])

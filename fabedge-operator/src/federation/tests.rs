@@ -18,7 +18,7 @@ use crate::pki::{Authority, inspect};
 #[derive(Clone, Default)]
 struct Memory {
     redeemed: Arc<Mutex<HashMap<String, String>>>,
-    reports: Arc<Mutex<Vec<(String, ClusterSpec)>>>,
+    reports: Arc<Mutex<Vec<(String, Report)>>>,
 }
 
 impl Registry for Memory {
@@ -30,7 +30,7 @@ impl Registry for Memory {
         Ok(known == fingerprint)
     }
 
-    async fn report(&self, cluster: &str, taken: ClusterSpec, _: &[String]) -> Result<(), Unavailable> {
+    async fn report(&self, cluster: &str, taken: Report, _: &[String]) -> Result<(), Unavailable> {
         self.reports.lock().unwrap().push((cluster.to_owned(), taken));
         Ok(())
     }

@@ -24,7 +24,7 @@ use super::{MANAGER, objects, watch};
 use crate::api::{ClusterSpec, ClusterStatus, Endpoint, Registration};
 use crate::federation::api::{Registry, Unavailable, View, router};
 use crate::federation::listener;
-use crate::federation::report::{Others, Owner};
+use crate::federation::report::{Others, Owner, Report};
 use crate::federation::token::{self, Tokens};
 use crate::finding::Finding;
 use crate::pki::Authorities;
@@ -397,16 +397,20 @@ impl Registry for Clusters {
         )))
     }
 
-    async fn report(&self, cluster: &str, taken: ClusterSpec, refused: &[String]) -> Result<(), Unavailable> {
+    async fn report(&self, cluster: &str, taken: Report, refused: &[String]) -> Result<(), Unavailable> {
         let object = self.api.get(cluster).await.map_err(|e| unavailable(&e))?;
-        let mut spec = json!({"cidrs": taken.cidrs, "endpoints": taken.endpoints});
+        let mut spec = json!({"endpoints": taken.endpoints});
+        if let Some(cidrs) = taken.cidrs {
+            spec["cidrs"] = json!(cidrs);
+        }
         let there = object.data.get("spec");
-        let same = |field: &str| {
-            let there = there.and_then(|spec| spec.get(field)).cloned();
-            there.unwrap_or_else(|| json!([])) == spec[field]
-        };
-        let older = there.is_some_and(|spec| spec.get("endPoints").is_some());
-        if older || !same("cidrs") || !same("endpoints") {
+        let known = |field: &str| there.and_then(|spec| spec.get(field)).cloned();
+        let same = spec.as_object().is_some_and(|told| {
+            told.iter()
+                .all(|(field, value)| known(field).unwrap_or_else(|| json!([])) == *value)
+        });
+        let older = known("endPoints").is_some();
+        if older || !same {
             // An older operator's spelling of the same.
             spec["endPoints"] = json!(null);
             let patch = json!({"spec": spec});

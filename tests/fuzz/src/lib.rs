@@ -126,7 +126,7 @@ fn report(data: &[u8]) {
         }
         let endpoints = taken.endpoints.iter();
         let prefixes = endpoints.flat_map(|endpoint| endpoint.subnets.iter().chain(&endpoint.node_subnets));
-        for text in prefixes.chain(&taken.cidrs) {
+        for text in prefixes.chain(taken.cidrs.iter().flatten()) {
             let net = text
                 .parse::<IpNet>()
                 .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))

@@ -12,9 +12,27 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::federation::caller::SERVER;
 use crate::observe::convert::is_label;
 
-/// The one check that is ours: in whose name a server must be. The rest is webpki's.
+/// Whom a member takes for its host.
 #[derive(Debug)]
-pub(super) struct HostServer(pub Arc<WebPkiServerVerifier>);
+pub(super) struct Server {
+    /// By whom a host's certificate must be signed; none: whoever answers is taken.
+    signer: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Server {
+    /// A host. The one check that is ours: in whose name its certificate is. The rest is webpki's.
+    pub fn host(signer: Arc<WebPkiServerVerifier>, provider: Arc<CryptoProvider>) -> Self {
+        let signer = Some(signer);
+        Self { signer, provider }
+    }
+
+    /// Whoever answers. Only for asking for what is then checked by its hash.
+    pub fn any(provider: Arc<CryptoProvider>) -> Self {
+        let signer = None;
+        Self { signer, provider }
+    }
+}
 
 /// The name of a host in its certificate, `<host>.fabedge-operator`. Nobody else can have such a one: members are
 /// certified for nothing that ends so.
@@ -27,7 +45,7 @@ fn host_name(certificate: &[u8]) -> Option<ServerName<'static>> {
         .flatten()
 }
 
-impl ServerCertVerifier for HostServer {
+impl ServerCertVerifier for Server {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -36,52 +54,15 @@ impl ServerCertVerifier for HostServer {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(signer) = &self.signer else {
+            return Ok(ServerCertVerified::assertion());
+        };
         let name = host_name(end_entity).ok_or_else(|| {
             rustls::Error::General(format!(
                 "the server's certificate is not that of a host, <host>.{SERVER}"
             ))
         })?;
-        self.0
-            .verify_server_cert(end_entity, intermediates, &name, ocsp, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// Takes whoever answers. Only for asking for what is then checked by its hash.
-#[derive(Debug)]
-pub(super) struct AnyServer(pub Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _dialled: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        signer.verify_server_cert(end_entity, intermediates, &name, ocsp, now)
     }
 
     fn verify_tls12_signature(
@@ -94,7 +75,7 @@ impl ServerCertVerifier for AnyServer {
             message,
             certificate,
             signed,
-            &self.0.signature_verification_algorithms,
+            &self.provider.signature_verification_algorithms,
         )
     }
 
@@ -108,11 +89,13 @@ impl ServerCertVerifier for AnyServer {
             message,
             certificate,
             signed,
-            &self.0.signature_verification_algorithms,
+            &self.provider.signature_verification_algorithms,
         )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -183,6 +183,34 @@ fn members_of_earlier_versions_are_served() {
             before
         );
 
+        // The older form of the same: it has no prefixes, and those that were told stay.
+        for subnet in ["192.168.3.0/24", "192.168.2.0/24"] {
+            let list = json!([endpoint("replays-new", subnet, Some("Connector"))]).to_string();
+            let reply = go(&new, "PUT /api/endpoints", Some("replays-new"), &json, &list).await;
+            assert_eq!((reply.status, reply.body.as_str()), (204, ""));
+            let kept = host.world.members().get("replays-new").await.unwrap().spec;
+            assert_eq!(kept.cidrs, ["192.168.2.0/24", "192.168.3.0/24"]);
+            assert_eq!(kept.endpoints[0].subnets, [subnet]);
+        }
+        // Who says that it has none has none.
+        let nothing = text.replace(r#"["192.168.2.0/24","192.168.3.0/24"]"#, "null");
+        assert_ne!(nothing, text);
+        for (text, count) in [(&nothing, 0), (&text, 2)] {
+            let reply = go(&new, "PUT /api/cluster", Some("replays-new"), &json, text).await;
+            assert_eq!(reply.status, 204, "{reply:?}");
+            assert_eq!(
+                host.world
+                    .members()
+                    .get("replays-new")
+                    .await
+                    .unwrap()
+                    .spec
+                    .cidrs
+                    .len(),
+                count
+            );
+        }
+
         is_told(&host, &old, "old", "new").await;
         is_told(&host, &older, "older", "old").await;
         is_told(&host, &new, "new", "older").await;
