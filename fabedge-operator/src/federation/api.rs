@@ -29,7 +29,7 @@ use super::token::{Claims, Tokens};
 use crate::api::Endpoint;
 use crate::observe::convert::is_name;
 use crate::pki::Authorities;
-use crate::pki::authority::Purpose;
+use crate::pki::authority::{self, Purpose};
 use crate::pki::request::{self, hex};
 use crate::reporter::chain;
 
@@ -365,7 +365,11 @@ async fn sign_cert<R: Registry>(
         .certify(name, purpose, &request.key, OffsetDateTime::now_utc())
         .map_err(|error| {
             warn!(error = chain(&error), "the network API could not sign");
-            Answer::new(StatusCode::BAD_REQUEST, chain(&error))
+            let status = match error {
+                authority::Error::SelfCheck(_) => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::BAD_REQUEST,
+            };
+            Answer::new(status, chain(&error))
         })?;
     info!(%name, ?purpose, "signed a certificate for a member cluster");
     Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], certificate).into_response())

@@ -327,6 +327,60 @@ async fn a_member_gets_certificates_in_its_own_names_only() {
     }
 }
 
+/// An authority whose name, with two of a kind, comes out of the library otherwise than it went in, so that nothing that it signs would hold.
+fn unfit() -> Authority {
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+        ])
+        .args(["-subj", "/OU=a/OU=b/CN=fabedge CA", "-days", "9"])
+        .args(["-keyout", "-", "-out", "-"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(made.stdout).unwrap();
+    let (key, certificate) = text.split_at(text.find("-----BEGIN CERTIFICATE").unwrap());
+    Authority::load(certificate, key, OffsetDateTime::now_utc()).unwrap()
+}
+
+#[tokio::test]
+async fn what_cannot_be_signed_is_no_certificate_and_no_fault_of_who_asks() {
+    let world = World::new().await;
+    let beijing = world.member("beijing");
+    let request = csr(&KeyPair::generate().unwrap(), "beijing.connector", &[]);
+    // Shown after the listener has set up its own.
+    assert_eq!(world.sign(Some(&beijing), "", &request).await.0, 200);
+    world.view.send_modify(|view| {
+        let before = view.take().unwrap();
+        *view = Some(Arc::new(View {
+            authorities: Arc::new(Authorities::only(unfit())),
+            addresses: Vec::new(),
+            tokens: Arc::clone(&before.tokens),
+            clusters: before.clusters.clone(),
+            communities: BTreeMap::new(),
+            endpoints: Vec::new(),
+            cidrs: BTreeMap::new(),
+            others: Others::default(),
+        }));
+    });
+    for _ in 0..2 {
+        let (status, text) = world.sign(Some(&beijing), "", &request).await;
+        assert_eq!(status, 503, "{text}");
+        assert!(
+            !text.contains("BEGIN") && text.contains("replace the CA"),
+            "{text}"
+        );
+    }
+    assert_eq!(world.call(Some(&beijing), "GET /api/cidrs", "", "").await.0, 200);
+    world.show(&[]);
+    assert_eq!(world.sign(Some(&beijing), "", &request).await.0, 200);
+}
+
 #[tokio::test]
 async fn a_token_lets_one_key_of_one_cluster_in() {
     let world = World::new().await;

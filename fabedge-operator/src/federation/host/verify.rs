@@ -6,7 +6,8 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
+use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::federation::caller::SERVER;
@@ -45,6 +46,25 @@ fn host_name(certificate: &[u8]) -> Option<ServerName<'static>> {
         .flatten()
 }
 
+/// The error without the time of the attempt, which would make another one of each.
+fn without_now(error: rustls::Error) -> rustls::Error {
+    let at = |time: UnixTime| {
+        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        OffsetDateTime::from_unix_timestamp(seconds)
+            .map_or_else(|_| seconds.to_string(), |time| time.to_string())
+    };
+    let why = match error {
+        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) => {
+            format!("good until {} only", at(not_after))
+        }
+        rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. }) => {
+            format!("good from {} on only", at(not_before))
+        }
+        error => return error,
+    };
+    rustls::Error::General(format!("the server's certificate is {why}"))
+}
+
 impl ServerCertVerifier for Server {
     fn verify_server_cert(
         &self,
@@ -62,7 +82,9 @@ impl ServerCertVerifier for Server {
                 "the server's certificate is not that of a host, <host>.{SERVER}"
             ))
         })?;
-        signer.verify_server_cert(end_entity, intermediates, &name, ocsp, now)
+        signer
+            .verify_server_cert(end_entity, intermediates, &name, ocsp, now)
+            .map_err(without_now)
     }
 
     fn verify_tls12_signature(
