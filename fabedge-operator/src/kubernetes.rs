@@ -9,6 +9,7 @@ mod custom;
 mod discover;
 mod events;
 mod issuer;
+mod leader;
 mod lease;
 mod live;
 mod member;
@@ -253,8 +254,7 @@ impl Operator {
         let joins = filled.spec.role.as_deref() == Some("member");
         Self {
             member: joins.then(|| member::Member::new(&client, namespace, &filled.spec)),
-            members: listen
-                .map(|listen| members::Members::new(&client, namespace, &settings.cluster, listen)),
+            members: listen.map(|listen| members::Members::new(&client, args, &settings.cluster, listen)),
             teller: Teller::new(&client, &settings.cluster, &args.identity, Arc::clone(&status)),
             live: Live::new(settings.cni),
             watch: watch::Watch::new(&client, namespace, settings.cni),

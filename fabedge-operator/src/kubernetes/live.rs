@@ -14,6 +14,7 @@ use super::authority;
 use super::calico::Calico;
 use super::conditions::{Dropped, Shown};
 use super::custom::{Custom, Status};
+use super::leader;
 use super::pods::{AgentPod, ConnectorPod, Template, observed, template};
 use super::publish::Publisher;
 use crate::api::{ClusterSpec, ClusterStatus, CommunitySpec, CommunityStatus};
@@ -39,6 +40,8 @@ pub enum Event {
     Pod(Box<Watched<core::Pod>>),
     /// A pod of the connector's Deployment.
     Connector(Box<Watched<core::Pod>>),
+    /// A pod of the operator's Deployment.
+    Operator(Box<Watched<core::Pod>>),
     /// The PodTemplate of the agents' pods.
     Template(Box<Watched<core::PodTemplate>>),
     /// A block of addresses of Calico's.
@@ -86,6 +89,8 @@ pub struct Live {
     connectors: Seen<ConnectorPod>,
     /// The node of the connector; while no pod of it has one, that of the last.
     connector_node: Option<String>,
+    /// The operator's own pods, and whether they are labelled as the leader's.
+    operators: Seen<bool>,
     templates: Seen<Arc<Template>>,
     /// Somebody has written the authority, or we have: it is to be read again.
     pub authority_changed: bool,
@@ -138,6 +143,10 @@ impl Live {
             }
             Event::Pod(event) => Change::pods(self.agent_seen(*event)),
             Event::Connector(event) => self.connector_seen(*event),
+            Event::Operator(event) => Change::everything(
+                self.operators
+                    .take(*event, "Pod", named, |pod| Ok(leader::has(pod))),
+            ),
             Event::Template(event) => Change::everything(self.templates.take(
                 *event,
                 "PodTemplate",
@@ -239,6 +248,11 @@ impl Live {
         self.connectors
             .listed
             .then(|| self.connectors.good.values().any(|pod| pod.ready))
+    }
+
+    /// The operator's own pods, and whether they are labelled as the leader's.
+    pub fn operators(&self) -> &BTreeMap<String, bool> {
+        &self.operators.good
     }
 
     /// What agents' pods are made of.

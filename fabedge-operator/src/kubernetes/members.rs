@@ -19,9 +19,11 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 use tracing::info;
 
+use super::leader::Label;
 use super::live::Live;
 use super::{MANAGER, objects, watch};
 use crate::api::{ClusterSpec, ClusterStatus, Endpoint, Registration};
+use crate::args;
 use crate::federation::api::{Registry, Unavailable, View, router};
 use crate::federation::listener;
 use crate::federation::report::{Others, Owner, Report};
@@ -85,6 +87,7 @@ pub struct Members {
     secrets: Api<Secret>,
     cluster: String,
     listen: SocketAddr,
+    label: Label,
     tokens: Option<Arc<Tokens>>,
     view: channel::Sender<Option<Arc<View>>>,
     serving: JoinSet<()>,
@@ -92,10 +95,11 @@ pub struct Members {
 
 impl Members {
     /// Does nothing yet.
-    pub fn new(client: &Client, namespace: &str, cluster: &str, listen: SocketAddr) -> Self {
+    pub fn new(client: &Client, args: &args::Run, cluster: &str, listen: SocketAddr) -> Self {
         Self {
             clusters: watch::custom(client, "Cluster", "clusters"),
-            secrets: Api::namespaced(client.clone(), namespace),
+            secrets: Api::namespaced(client.clone(), &args.namespace),
+            label: Label::new(client, &args.namespace, &args.identity),
             cluster: cluster.to_owned(),
             listen,
             tokens: None,
@@ -104,7 +108,8 @@ impl Members {
         }
     }
 
-    /// Serves the network API, as only a leader does: whoever calls another replica is refused at once, and tries again.
+    /// Serves the network API, as only a leader does. Calls find it by its label, which it has once there is something to
+    /// answer from.
     ///
     /// # Errors
     /// When there is no port.
@@ -174,6 +179,8 @@ impl Members {
             authorities,
             &tokens,
         ))));
+        let unlabelled = self.label.follow(live.operators()).await;
+        failures.extend(unlabelled.iter().map(|error| chain(error)));
         failures
     }
 

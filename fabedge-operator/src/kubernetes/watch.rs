@@ -41,6 +41,7 @@ impl Watch {
         // A pod is large, and nearly all of it is dropped at once: a page of them need not be.
         let pods = own.clone().page_size(100);
         let connectors = all.clone().labels(&format!("{APP}=fabedge-connector"));
+        let operators = all.clone().labels(&format!("{APP}={MANAGER}"));
         let template = all.clone().fields(&format!("metadata.name={}", template::NAME));
         let mut events = select_all([
             events("Nodes", Api::<Node>::all(client.clone()), all.clone(), |event| {
@@ -81,6 +82,12 @@ impl Watch {
                 Api::<Pod>::namespaced(client.clone(), namespace),
                 connectors,
                 |event| Event::Connector(Box::new(event)),
+            ),
+            events(
+                "the operator's Pods",
+                Api::<Pod>::namespaced(client.clone(), namespace),
+                operators,
+                |event| Event::Operator(Box::new(event)),
             ),
             events(
                 "PodTemplates",

@@ -30,5 +30,6 @@ mod impostors;
 mod joining;
 mod polling;
 mod replays;
+mod replicas;
 mod reports;
 mod tokens;

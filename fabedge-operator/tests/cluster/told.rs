@@ -68,12 +68,18 @@ impl World {
 
     /// The same of the connector, whose pod is a Deployment's.
     pub async fn connector(&self, ready: bool) {
+        self.pod_of("fabedge-connector", "fabedge-connector-1", readiness(ready))
+            .await;
+    }
+
+    /// A pod of one of the chart's Deployments, on the connector's node, as its kubelet would report it.
+    pub async fn pod_of(&self, app: &str, name: &str, status: serde_json::Value) {
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "fabedge-connector-1", "labels": {"fabedge.io/app": "fabedge-connector"}},
+            "metadata": {"name": name, "labels": {"fabedge.io/app": app}},
             "spec": {
                 "automountServiceAccountToken": false, "nodeName": format!("{}-cloud", self.name),
-                "containers": [{"name": "connector", "image": "none"}],
+                "containers": [{"name": "main", "image": "none"}],
             },
         });
         let pod: Pod = serde_json::from_value(object).unwrap();
@@ -82,7 +88,7 @@ impl World {
             self.pods().create(&PostParams::default(), &pod).await.is_ok()
         })
         .await;
-        set_status(&self.pods(), "fabedge-connector-1", readiness(ready)).await;
+        set_status(&self.pods(), name, status).await;
     }
 
     /// `x/y` of a Community, and its condition: `True MembersReady: 2/2 members ready`.

@@ -183,6 +183,39 @@ fn the_agent_understands_its_command_lines() {
     }
 }
 
+/// Standbys do not serve the network API: the leader labels its pod, and its pod alone is called.
+#[test]
+fn members_calls_find_the_leaders_pod() {
+    let mut helm = Helm::start();
+    let objects = helm.objects(&with(&host(), "operator.replicas", json!(2)));
+    let deployment = &objects["Deployment/fabedge-operator"]["spec"];
+    let service = &objects["Service/fabedge-operator"]["spec"];
+    let mut selector = service["selector"].as_object().unwrap().clone();
+    assert_eq!(selector.remove("fabedge.io/leader"), Some(json!("true")));
+    assert_eq!(service["publishNotReadyAddresses"], true);
+    let labels = deployment["template"]["metadata"]["labels"].as_object().unwrap();
+    assert!(
+        selector
+            .iter()
+            .all(|(name, value)| labels.get(name) == Some(value))
+    );
+    // Neither does a pod begin as the leader's, nor is a leader's pod taken for another Deployment's.
+    assert!(!labels.contains_key("fabedge.io/leader"));
+    assert_eq!(
+        deployment["selector"]["matchLabels"]["fabedge.io/leader"],
+        Value::Null
+    );
+    // By its own name it knows which is its pod.
+    let environment = deployment["template"]["spec"]["containers"][0]["env"]
+        .as_array()
+        .unwrap();
+    let name = environment
+        .iter()
+        .find(|variable| variable["name"] == "POD_NAME")
+        .unwrap();
+    assert_eq!(name["valueFrom"]["fieldRef"]["fieldPath"], "metadata.name");
+}
+
 #[test]
 fn the_operator_understands_its_command_lines() {
     let mut helm = Helm::start();

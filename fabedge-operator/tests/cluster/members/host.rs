@@ -109,6 +109,22 @@ impl Host {
         self.client(None)
     }
 
+    /// Another replica of it, which listens at the same port of another address.
+    pub fn replica(&mut self, identity: &str, address: Ipv4Addr) -> usize {
+        let listen = SocketAddr::from((address, self.address.port()));
+        self.world.settings["apiListen"] = json!(listen.to_string());
+        self.world.start(identity)
+    }
+
+    /// Who calls a replica, and has no certificate.
+    pub fn anybody_at(&self, address: Ipv4Addr) -> Client {
+        let (to, server) = (
+            SocketAddr::from((address, self.address.port())),
+            server_name(self.world.name),
+        );
+        Client::new(to, self.authority.der(), &server, None)
+    }
+
     /// Its server, if it is what one finds at this address.
     pub fn is_at(&self, address: &str) -> Client {
         Client::new(self.address, self.authority.der(), address, None)
