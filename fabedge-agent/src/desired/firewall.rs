@@ -37,6 +37,8 @@ pub struct Table {
 pub enum Set {
     /// Pod and service prefixes of this node; of the whole cluster on cloud nodes.
     Own,
+    /// Service prefixes among them.
+    Services,
     /// Addresses of the nodes of our own cluster that are in the cloud.
     OwnNodes,
     /// Pod and service prefixes of peers.
@@ -121,6 +123,8 @@ pub enum Counter {
     NodeToNode,
     /// Somebody else's traffic, for the tunnel.
     ForwardForeign,
+    /// Out of a tunnel for a service address that nothing here translates.
+    ForwardToServices,
     /// For a remote pod, not into a tunnel.
     OutboundToPods,
     /// From a local pod for a remote node, not into a tunnel.
@@ -212,6 +216,18 @@ pub fn connector(config: &NodeConfig, facts: &Facts, _: &Options) -> Firewall {
         ],
     );
     table.tunnelled(config, facts, vec![Set::Own, Set::OwnNodes, Set::Peers]);
+    // What kube-proxy translates has a pod's address by now. The rest would follow the default route, in the clear.
+    for uplink in &facts.uplinks {
+        table.drop(
+            Hook::Forward,
+            Counter::ForwardToServices,
+            [
+                When::In(tunnel.to_owned()),
+                When::To(Set::Services),
+                When::Out(uplink.clone()),
+            ],
+        );
+    }
     // A node knows no way back to an edge's pods but over itself, where it is not a cloud agent's.
     table.add(
         Hook::Translate,
@@ -276,6 +292,7 @@ impl Table {
                 Set::Own,
                 own.subnets.iter().chain(&own.service_subnets).copied().collect(),
             ),
+            (Set::Services, own.service_subnets.clone()),
             (Set::OwnNodes, own_nodes),
             (
                 Set::Peers,
@@ -299,7 +316,7 @@ impl Table {
                         Set::Peers | Set::Network => {
                             nets.into_iter().flat_map(|net| without(net, &underlay)).collect()
                         }
-                        Set::Own | Set::OwnNodes | Set::RemoteNodes => nets,
+                        Set::Own | Set::Services | Set::OwnNodes | Set::RemoteNodes => nets,
                     };
                     (set, IpNet::aggregate(&nets))
                 })

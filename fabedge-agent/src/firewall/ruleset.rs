@@ -14,18 +14,20 @@ use crate::desired::firewall::{Counter, Hook, Rule, Set, Table, Then, When};
 /// The table, as nft names it.
 pub const NAME: &str = "inet fabedge";
 
-const COUNTERS: [Counter; 7] = [
+const COUNTERS: [Counter; 8] = [
     Counter::InboundToPods,
     Counter::InboundSpoofed,
     Counter::NodeToNode,
     Counter::ForwardForeign,
+    Counter::ForwardToServices,
     Counter::OutboundToPods,
     Counter::OutboundToNodes,
     Counter::OutboundRedirect,
 ];
 
-const SETS: [Set; 5] = [
+const SETS: [Set; 6] = [
     Set::Own,
+    Set::Services,
     Set::OwnNodes,
     Set::Peers,
     Set::RemoteNodes,
@@ -241,6 +243,7 @@ fn verdict(then: Then, v6: bool) -> String {
 fn set_name(set: Set, v6: bool) -> String {
     let name = match set {
         Set::Own => "own",
+        Set::Services => "services",
         Set::OwnNodes => "own_nodes",
         Set::Peers => "peers",
         Set::RemoteNodes => "remote_nodes",
@@ -257,6 +260,7 @@ fn counter_name(counter: Counter) -> &'static str {
         Counter::ForwardForeign => "forward_foreign",
         Counter::OutboundToPods => "outbound_to_pods",
         Counter::OutboundToNodes => "outbound_to_nodes",
+        Counter::ForwardToServices => "forward_to_services",
         Counter::OutboundRedirect => "outbound_redirect",
     }
 }

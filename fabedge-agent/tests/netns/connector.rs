@@ -171,6 +171,45 @@ fn the_lan_can_neither_pose_as_an_edge_nor_use_the_connector_as_a_router() {
 }
 
 #[test]
+fn a_service_address_that_nothing_translates_leads_nowhere() {
+    in_space(async || {
+        let world = World::new();
+        own(&world.cloud, "lo", &["10.233.0.66/32"]);
+        let leaked = world.cloud.udp("10.233.0.66:9000");
+        sh("ip route replace default via 10.20.8.23");
+        // As kube-proxy does it for what has endpoints.
+        sh("iptables-nft -t nat -A PREROUTING -p udp -d 10.233.0.50 --dport 80 -j DNAT --to-destination 10.233.64.10:9000
+            iptables-nft -t nat -A PREROUTING -p udp -d 10.233.0.51 --dport 80 -j DNAT --to-destination 10.233.65.10:9000");
+        let pods = [
+            world.pod.udp("10.233.64.10:9000"),
+            world.cloud.udp("10.233.65.10:9000"),
+        ];
+        // A pod of another cluster, and one of an edge.
+        for remote in ["10.99.0.10:0", "10.233.66.10:0"] {
+            let from = world.far.udp(remote);
+            assert_eq!(
+                count(&from, "10.233.0.66:9000", &leaked),
+                10,
+                "the test would notice"
+            );
+        }
+        let mut agent = Agent::new().await;
+        agent.apply(CONNECTOR, &documents::connector(), &MASQUERADE).await;
+        for (remote, dropped) in [("10.99.0.10:0", 10), ("10.233.66.10:0", 20)] {
+            let from = world.far.udp(remote);
+            assert_eq!(count(&from, "10.233.0.66:9000", &leaked), 0, "{remote}");
+            assert_eq!(agent.dropped("forward_to_services").await, dropped);
+            for (service, pod) in ["10.233.0.50:80", "10.233.0.51:80"].into_iter().zip(&pods) {
+                assert_eq!(count(&from, service, pod), 10, "{remote} to {service}");
+            }
+        }
+        // What the node itself and its own pods do about such an address is their affair.
+        let near_pod = world.pod.udp("10.233.64.10:0");
+        assert_eq!(count(&near_pod, "10.233.0.66:9000", &leaked), 10);
+    });
+}
+
+#[test]
 fn a_connector_without_its_tunnel_device_sends_nothing_in_plaintext() {
     in_space(async || {
         let world = World::new();
