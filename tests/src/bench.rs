@@ -1,6 +1,7 @@
 //! The benchmark: subsets that measure, and one shape for what they measured. `cargo xtask bench` runs a subset in the
 //! machine that it needs.
 
+pub mod path;
 pub mod plot;
 pub mod report;
 pub mod rounds;
@@ -35,7 +36,11 @@ pub struct Subset {
 }
 
 /// All of them.
-pub const SUBSETS: &[Subset] = &[];
+pub const SUBSETS: &[Subset] = &[Subset {
+    name: "path",
+    about: path::ABOUT,
+    run: path::run,
+}];
 
 /// Runs a subset and writes what it measured into a folder: `report.json`, `report.md` and `plot.svg`.
 ///

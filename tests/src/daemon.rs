@@ -137,6 +137,14 @@ impl Daemon {
         bail!("{name} did not end within {limit:?} of SIGTERM")
     }
 
+    /// Has it stand still, as it is.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
     /// Sends SIGKILL and waits for the end.
     ///
     /// # Errors

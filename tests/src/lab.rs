@@ -1,6 +1,6 @@
 //! A world with its programs: what demo and suites stand on. It is gone when dropped, unless it is to be kept.
 
-mod charon;
+pub mod charon;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::daemon::Daemon;
 use crate::figures::Figures;
 use crate::pod::Pod;
 use crate::probe::responder::{PORT, Responder};
-use crate::site::CONFIG_DIR;
+use crate::site::{CONFIG_DIR, Site};
 use crate::world::addresses::{API_SERVER, Role, SITES};
 use crate::world::{self, World};
 
@@ -186,31 +186,10 @@ impl Lab {
     /// When it cannot be started.
     pub fn start_agent(&mut self, site: &str) -> Result<()> {
         let role = world::numbers(site)?.role;
-        let program = self.settings.programs.join("fabedge-agent");
-        let program = program.to_string_lossy();
-        let pki = |name: &str| format!("{CONFIG_DIR}/{name}");
-        let (ca, cert, key) = (pki("ca.crt"), pki("tls.crt"), pki("tls.key"));
-        let bounds = format!(
-            "--bounding-set=-all,+{}",
-            AGENT_CAPABILITIES.join(",+").to_lowercase()
-        );
-        let mut words = vec!["setpriv", "--no-new-privs", &bounds, &*program, role.subcommand()];
-        words.extend(match self.settings.fast_path {
-            Switch::On => ["--fast-path", "on"],
-            Switch::Off => ["--fast-path", "off"],
-        });
-        if role != Role::Cloud {
-            words.extend(match self.settings.tunnel {
-                Tunnel::Xfrm => ["--tunnel", "xfrm"],
-                Tunnel::Libipsec => ["--tunnel", "libipsec"],
-            });
-            words.extend(["--ca-cert", &ca, "--cert", &cert, "--key", &key]);
-        }
-        let daemon = Daemon::start(
-            &format!("the agent of {site}"),
-            &self.world.site(site)?.place,
-            &words,
-            &[],
+        let daemon = agent(
+            self.world.site(site)?,
+            role,
+            &self.settings,
             &self.log(&format!("{site}-agent")),
         )?;
         self.daemons.insert(format!("{site}/agent"), daemon);
@@ -319,6 +298,40 @@ impl Drop for Lab {
             eprintln!("fabedge-lab: taking the world down: {error:#}");
         }
     }
+}
+
+/// Starts an agent in a site; does not wait.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn agent(site: &Site, role: Role, settings: &Settings, log: &Path) -> Result<Daemon> {
+    let program = settings.programs.join("fabedge-agent");
+    let program = program.to_string_lossy();
+    let pki = |name: &str| format!("{CONFIG_DIR}/{name}");
+    let (ca, cert, key) = (pki("ca.crt"), pki("tls.crt"), pki("tls.key"));
+    let bounds = format!(
+        "--bounding-set=-all,+{}",
+        AGENT_CAPABILITIES.join(",+").to_lowercase()
+    );
+    let mut words = vec!["setpriv", "--no-new-privs", &bounds, &*program, role.subcommand()];
+    words.extend(match settings.fast_path {
+        Switch::On => ["--fast-path", "on"],
+        Switch::Off => ["--fast-path", "off"],
+    });
+    if role != Role::Cloud {
+        words.extend(match settings.tunnel {
+            Tunnel::Xfrm => ["--tunnel", "xfrm"],
+            Tunnel::Libipsec => ["--tunnel", "libipsec"],
+        });
+        words.extend(["--ca-cert", &ca, "--cert", &cert, "--key", &key]);
+    }
+    Daemon::start(
+        &format!("the agent of {}", site.place.name),
+        &site.place,
+        &words,
+        &[],
+        log,
+    )
 }
 
 /// Waits until `holds`, at most `limit`; gives the time that took.

@@ -41,12 +41,38 @@ impl World {
     /// # Errors
     /// When one exists already, or something cannot be made; what was made is gone again then.
     pub fn build() -> Result<Self> {
+        let sites = SITES.map(|numbers| (numbers.name, numbers.documents));
+        Self::build_of(&network::ROUTERS, &sites, network::build, |world| {
+            for numbers in SITES.iter().filter(|numbers| numbers.role != Role::Edge) {
+                let site = world.site(numbers.name)?;
+                let file = site.path(crate::cni::CONF_DIR).join("10-flannel.conflist");
+                fs::write(&file, network::flannel_conflist(numbers))
+                    .with_context(|| format!("writing {}", file.display()))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The same of other places: `connect` joins routers and sites (each with the folder of its documents), before
+    /// sites have mounts of their own; `furnish` does the rest.
+    ///
+    /// # Errors
+    /// As [`World::build`].
+    pub fn build_of(
+        routers: &[&str],
+        sites: &[(&str, &str)],
+        connect: impl FnOnce(&BTreeMap<String, Place>) -> Result<()>,
+        furnish: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Self> {
         if Path::new(DIR).join("world.json").exists() {
             bail!("there is a lab already: `lab list` shows it, `lab down` removes it");
         }
         let mut world = Self::default();
-        let built = world.make();
-        match built.and_then(|()| world.save()) {
+        let built = world
+            .make(routers, sites, connect)
+            .and_then(|()| furnish(&world))
+            .and_then(|()| world.save());
+        match built {
             Ok(()) => Ok(world),
             Err(error) => {
                 // The first error is the one to report.
@@ -56,37 +82,33 @@ impl World {
         }
     }
 
-    fn make(&mut self) -> Result<()> {
+    fn make(
+        &mut self,
+        routers: &[&str],
+        sites: &[(&str, &str)],
+        connect: impl FnOnce(&BTreeMap<String, Place>) -> Result<()>,
+    ) -> Result<()> {
         prepare_directory()?;
-        for name in network::ROUTERS {
-            self.routers.insert(name.to_owned(), Place::create(name)?);
+        for name in routers {
+            self.routers.insert((*name).to_owned(), Place::create(name)?);
         }
         let mut places = self.routers.clone();
-        for numbers in &SITES {
-            let place = Place::create(numbers.name)?;
-            places.insert(numbers.name.to_owned(), place.clone());
+        for (name, _) in sites {
+            let place = Place::create(name)?;
+            places.insert((*name).to_owned(), place.clone());
             // Known from now on, so that it is torn down also when the rest fails.
             self.sites.insert(
-                numbers.name.to_owned(),
+                (*name).to_owned(),
                 Site {
                     place,
-                    root: site_root(numbers.name),
+                    root: site_root(name),
                 },
             );
         }
-        network::build(&places)?;
-        for numbers in &SITES {
-            let site = Site::create(
-                places[numbers.name].clone(),
-                &site_root(numbers.name),
-                &documents().join(numbers.documents),
-            )?;
-            if numbers.role != Role::Edge {
-                let file = site.path(crate::cni::CONF_DIR).join("10-flannel.conflist");
-                fs::write(&file, network::flannel_conflist(numbers))
-                    .with_context(|| format!("writing {}", file.display()))?;
-            }
-            self.sites.insert(numbers.name.to_owned(), site);
+        connect(&places)?;
+        for (name, folder) in sites {
+            let site = Site::create(places[*name].clone(), &site_root(name), &documents().join(folder))?;
+            self.sites.insert((*name).to_owned(), site);
         }
         Ok(())
     }

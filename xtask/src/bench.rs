@@ -14,7 +14,10 @@ use crate::{build, setup};
 
 /// The subsets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum Subset {}
+pub enum Subset {
+    /// Instructions per packet, pod to pod: the predecessor's way, ours, WireGuard's, and the floor
+    Path,
+}
 
 impl Subset {
     /// As users write it.
@@ -25,7 +28,12 @@ impl Subset {
 
     /// What it needs.
     fn machine(self) -> Options {
-        match self {}
+        match self {
+            Subset::Path => Options {
+                icount: true,
+                ..Options::on(Kernel::V6_12)
+            },
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! charon in a site, with the configuration that ships.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use super::{Lab, START, Tunnel};
 use crate::daemon::Daemon;
+use crate::site::Site;
 
 /// charon's configuration as it ships, so that what the lab tests is what nodes run.
 const STRONGSWAN_CONF: &str = include_str!("../../../images/strongswan/strongswan.conf");
@@ -20,37 +22,49 @@ impl Lab {
     /// # Errors
     /// When it ends or does not listen.
     pub fn start_charon(&mut self, site: &str) -> Result<()> {
-        let inside = self.world.site(site)?;
-        let folder = inside.path(STRONGSWAN_DIR);
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        for (name, text) in [
-            ("strongswan.conf", STRONGSWAN_CONF),
-            ("strongswan-libipsec.conf", STRONGSWAN_LIBIPSEC_CONF),
-        ] {
-            let file = folder.join(name);
-            fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
-        }
-        let conf = match self.settings.tunnel {
-            Tunnel::Xfrm => format!("{STRONGSWAN_DIR}/strongswan.conf"),
-            Tunnel::Libipsec => format!("{STRONGSWAN_DIR}/strongswan-libipsec.conf"),
-        };
-        let socket = inside.path("/run/charon.vici");
-        // A killed charon leaves its socket behind, which would pass for a new one's.
-        match fs::remove_file(&socket) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("removing {}", socket.display()));
-            }
-            _ => {}
-        }
-        let mut daemon = Daemon::start(
-            &format!("charon of {site}"),
-            &inside.place,
-            &["/usr/sbin/charon-systemd"],
-            &[("STRONGSWAN_CONF", &conf)],
+        let daemon = start(
+            self.world.site(site)?,
+            self.settings.tunnel,
             &self.log(&format!("{site}-charon")),
         )?;
-        daemon.wait_until("its socket was there", START, || socket.exists())?;
         self.daemons.insert(format!("{site}/charon"), daemon);
         Ok(())
     }
+}
+
+/// Starts charon in a site and waits for its socket.
+///
+/// # Errors
+/// When it ends or does not listen.
+pub fn start(site: &Site, tunnel: Tunnel, log: &Path) -> Result<Daemon> {
+    let folder = site.path(STRONGSWAN_DIR);
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    for (name, text) in [
+        ("strongswan.conf", STRONGSWAN_CONF),
+        ("strongswan-libipsec.conf", STRONGSWAN_LIBIPSEC_CONF),
+    ] {
+        let file = folder.join(name);
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    let conf = match tunnel {
+        Tunnel::Xfrm => format!("{STRONGSWAN_DIR}/strongswan.conf"),
+        Tunnel::Libipsec => format!("{STRONGSWAN_DIR}/strongswan-libipsec.conf"),
+    };
+    let socket = site.path("/run/charon.vici");
+    // A killed charon leaves its socket behind, which would pass for a new one's.
+    match fs::remove_file(&socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", socket.display()));
+        }
+        _ => {}
+    }
+    let mut daemon = Daemon::start(
+        &format!("charon of {}", site.place.name),
+        &site.place,
+        &["/usr/sbin/charon-systemd"],
+        &[("STRONGSWAN_CONF", &conf)],
+        log,
+    )?;
+    daemon.wait_until("its socket was there", START, || socket.exists())?;
+    Ok(daemon)
 }

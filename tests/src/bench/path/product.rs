@@ -1,0 +1,111 @@
+//! The product on both nodes: charon, the agent, and pods by the agent's own conflist.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fabedge_common::abi::POD_LEARNING;
+
+use super::ground::{Ground, NODES, PODS, Settings};
+use crate::cni::CONF_DIR;
+use crate::command;
+use crate::lab::{self, Switch, Tunnel, charon, wait_until};
+use crate::observe::{self, Packets};
+use crate::place::PATIENCE;
+use crate::scenarios::product::CONVERGENCE;
+use crate::world;
+use crate::world::addresses::Role;
+
+/// The nodes, their Community and the facts of their cluster.
+const CLUSTER: &str = include_str!("cluster.yaml");
+
+/// Where the programs are.
+const PROGRAMS: &str = "/host";
+
+/// Has the operator write the documents and certificates of both nodes below `folder`.
+///
+/// # Errors
+/// When it fails.
+pub fn documents(folder: &Path) -> Result<PathBuf> {
+    let (manifests, documents) = (folder.join("manifests"), folder.join("documents"));
+    fs::create_dir_all(&manifests).with_context(|| format!("making {}", manifests.display()))?;
+    let file = manifests.join("cluster.yaml");
+    fs::write(&file, CLUSTER).with_context(|| format!("writing {}", file.display()))?;
+    let mut operator = Command::new(format!("{PROGRAMS}/fabedge-operator"));
+    operator
+        .args(["standalone", "--once", "--out"])
+        .args([&documents, &manifests]);
+    command::must(&mut operator, PATIENCE)?;
+    Ok(documents)
+}
+
+/// Brings the product up, with the fast path or without.
+///
+/// # Errors
+/// When something does not come up.
+pub fn set_up(settings: &Settings, fast_path: Switch) -> Result<Ground> {
+    let mut ground = Ground::of_nodes(settings)?;
+    let lab = lab::Settings {
+        tunnel: Tunnel::Xfrm,
+        fast_path,
+        programs: PROGRAMS.into(),
+        manifests: PathBuf::new(),
+        bulk_mib: 0,
+        out: world::DIR.into(),
+    };
+    let log = |name: &str, of: &str| lab.out.join(format!("{name}-{of}.log"));
+    for node in NODES {
+        let site = ground.world.site(node.name)?;
+        let daemon = charon::start(site, lab.tunnel, &log(node.name, "charon"))?;
+        ground.daemons.push(daemon);
+    }
+    for node in NODES {
+        let site = ground.world.site(node.name)?;
+        let link = site.path(CONF_DIR).join("fabedge.conflist");
+        let mut agent = lab::agent(site, Role::Edge, &lab, &log(node.name, "agent"))?;
+        agent.wait_until("its conflist was there", CONVERGENCE, || {
+            link.symlink_metadata().is_ok()
+        })?;
+        ground.daemons.push(agent);
+    }
+    for (pod, node) in PODS.into_iter().zip(NODES) {
+        let conflist = ground
+            .node(node)?
+            .must(&["cat", &format!("{CONF_DIR}/fabedge.conflist")])?;
+        ground.attach(pod, node, &conflist)?;
+    }
+    ground.wait_reach()?;
+    if fast_path == Switch::On {
+        wait_until("the pods are no longer new to the programs", CONVERGENCE, || {
+            let mut learning = false;
+            for node in NODES {
+                let pods = observe::dump(ground.node(node)?, "pods4")?;
+                learning |= pods.len() != 1;
+                for pod in pods {
+                    let flags = pod["value"]["flags"].as_u64().unwrap_or(0);
+                    learning |= flags & u64::from(POD_LEARNING) != 0;
+                }
+            }
+            Ok(!learning)
+        })?;
+    }
+    // What charon and the agent do from time to time is no part of a packet's way.
+    std::thread::sleep(Duration::from_secs(1));
+    for daemon in &ground.daemons {
+        daemon.pause()?;
+    }
+    Ok(ground)
+}
+
+/// What the programs of both nodes have counted.
+///
+/// # Errors
+/// When their maps cannot be read.
+pub fn counted(ground: &Ground) -> Result<Vec<Packets>> {
+    NODES
+        .iter()
+        .map(|node| Packets::read(ground.world.site(node.name)?))
+        .collect()
+}
