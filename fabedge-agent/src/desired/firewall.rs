@@ -97,11 +97,15 @@ pub enum When {
     Unsolicited,
     /// It is an ICMP redirect.
     Redirect,
+    /// Its route encrypts it.
+    Encrypted,
 }
 
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
+    /// No further rule of ours is asked at this hook.
+    Pass,
     /// Dropped, and counted under this name.
     Drop(Counter),
     /// Its source stays what it is, whatever the CNI or kube-proxy masquerade later.
@@ -355,6 +359,15 @@ impl Table {
                 When::Unsolicited,
             ],
         );
+        // Most packets first, and each by as few lookups in sets as can be: those that are encrypted next.
+        self.add(Hook::Outbound, Then::Pass, [When::Encrypted]);
+        // Relayed packets leave by the device by which they arrived, which the kernel takes for a detour.
+        self.drop(
+            Hook::Outbound,
+            Counter::OutboundRedirect,
+            [When::Redirect, When::Out(tunnel())],
+        );
+        self.add(Hook::Outbound, Then::Pass, [When::Out(tunnel())]);
         self.drop(
             Hook::Outbound,
             Counter::OutboundToPods,
@@ -377,12 +390,6 @@ impl Table {
                 When::To(Set::RemoteNodes),
                 When::NotOut(inner()),
             ],
-        );
-        // Relayed packets leave by the device by which they arrived, which the kernel takes for a detour.
-        self.drop(
-            Hook::Outbound,
-            Counter::OutboundRedirect,
-            [When::Out(tunnel()), When::Redirect],
         );
 
         for set in senders {

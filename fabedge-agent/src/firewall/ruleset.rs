@@ -222,6 +222,7 @@ fn condition(when: &When, v6: bool) -> Vec<String> {
         }
         When::Redirect if v6 => "icmpv6 type nd-redirect".to_owned(),
         When::Redirect => "icmp type redirect".to_owned(),
+        When::Encrypted => "rt ipsec exists".to_owned(),
     }]
 }
 
@@ -233,6 +234,7 @@ fn interface_set(interfaces: &[String]) -> String {
 fn verdict(then: Then, v6: bool) -> String {
     let ip = if v6 { "ip6" } else { "ip" };
     match then {
+        Then::Pass => "accept".to_owned(),
         Then::Drop(counter) => format!("counter name {:?} drop", counter_name(counter)),
         Then::Keep => format!("snat {ip} to {ip} saddr"),
         Then::Source(address) => format!("snat {ip} to {address}"),
