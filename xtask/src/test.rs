@@ -54,11 +54,6 @@ impl Suite {
         Suite::Guide,
     ];
 
-    /// Whether it runs when no suite is asked for.
-    fn by_default(self) -> bool {
-        !matches!(self, Suite::K8s | Suite::Guide)
-    }
-
     fn name(self) -> &'static str {
         match self {
             Suite::Unit => "unit",
@@ -84,7 +79,7 @@ impl Suite {
 /// The arguments of `test`.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Only this suite; may be given several times. All but `k8s` and `guide` when none is given
+    /// Only this suite; may be given several times. All when none is given
     #[arg(long, value_enum)]
     only: Vec<Suite>,
     /// Only this kernel of the suite `lab`; may be given several times
@@ -102,10 +97,7 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
     let mut lines = Vec::new();
     let suites: Vec<Suite> = Suite::ALL
         .into_iter()
-        .filter(|suite| match arguments.only.as_slice() {
-            [] => suite.by_default(),
-            only => only.contains(suite),
-        })
+        .filter(|suite| arguments.only.is_empty() || arguments.only.contains(suite))
         .collect();
 
     if suites.iter().any(Suite::needs_programs) {
