@@ -45,6 +45,7 @@ use crate::reporter::{Reporter, chain};
 use crate::snapshot::{CniType, Settings};
 use crate::topology::{self, Topology, render};
 use issuer::Issuer;
+use lease::{Ending, Part};
 use live::{Change, Live};
 use pods::{Pods, Turn};
 use publish::{Publisher, Report};
@@ -92,9 +93,15 @@ pub enum Error {
     /// What was published before could not be listed.
     #[error(transparent)]
     Publish(#[from] publish::Error),
-    /// Another replica leads now.
-    #[error("another operator holds the lease {0} now: this one ends, so that no two write")]
-    Replaced(&'static str),
+    /// It may not go on.
+    #[error("{}", match .0 {
+        Ending::Replaced => "another operator holds the lease now: this one ends, so that no two write",
+        Ending::Cut => "the lease could not be renewed in time, and another operator may hold it: this one ends, so that no \
+                        two write",
+        Ending::Restored => "the Kubernetes API holds an older state than before, of a backup: this operator ends, to begin \
+                             with what is there now",
+    })]
+    Ended(Ending),
     /// Health and metrics have no port.
     #[error("serving health and metrics at {listen}: is the port in use? (--listen)")]
     Listen {
@@ -141,24 +148,26 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
         &args.namespace,
         args.identity.clone(),
     );
-    let (leads, mut leading) = channel::channel(false);
-    let holder = tokio::spawn(lease.hold(leads));
+    let (part, mut parts) = channel::channel(Part::Standby);
+    let holder = tokio::spawn(lease.hold(part));
 
     // A standby observes too, and so takes over at once.
     let mut operator = Operator::new(client, filled, settings, args, status);
     let outcome = loop {
         tokio::select! {
             () = stop.signalled() => break Ok(()),
-            result = leading.changed() => {
-                let leads = result.is_ok() && *leading.borrow_and_update();
-                if operator.status.set_leader(leads) && !leads {
-                    break Err(Error::Replaced(lease::NAME));
-                }
-                if leads {
-                    info!("leading");
-                    if let Err(error) = operator.adopt().await {
-                        break Err(error);
+            Ok(()) = parts.changed() => {
+                let part = *parts.borrow_and_update();
+                operator.status.set_leader(matches!(part, Part::Leader { .. }));
+                match part {
+                    Part::Standby => {}
+                    Part::Leader { handed_over } => {
+                        info!("leading");
+                        if let Err(error) = operator.adopt(!handed_over).await {
+                            break Err(error);
+                        }
                     }
+                    Part::Ended(ending) => break Err(Error::Ended(ending)),
                 }
             }
             // Also in the middle of a pass we end with our lead: whoever has it now does the rest.
@@ -166,7 +175,7 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
         }
     };
     // Frees the lease for the next one.
-    drop(leading);
+    drop(parts);
     if tokio::time::timeout(RETRY, holder).await.is_err() {
         warn!("the lease could not be given back; another operator waits until it is over");
     }
@@ -272,8 +281,8 @@ impl Operator {
     }
 
     /// Learns what earlier operators published.
-    async fn adopt(&mut self) -> Result<(), Error> {
-        self.publisher.adopt().await?;
+    async fn adopt(&mut self, anew: bool) -> Result<(), Error> {
+        self.publisher.adopt(anew).await?;
         if let Some(members) = &mut self.members {
             members.lead().await?;
         }
@@ -418,28 +427,40 @@ impl Operator {
         failures.iter().map(|error| chain(error)).collect()
     }
 
-    /// Who signs certificates now, and why nobody does or who signed before goes on.
-    async fn issuer(&mut self, cluster: &str, now: OffsetDateTime) -> (Option<Issuer>, Option<String>) {
+    /// Who signs certificates now, and what failed: nobody signs, or who signed before goes on, or something is not
+    /// revoked.
+    async fn issuer(
+        &mut self,
+        cluster: &str,
+        in_use: &BTreeSet<String>,
+        now: OffsetDateTime,
+    ) -> (Option<Issuer>, Vec<String>) {
         if let Some(member) = &self.member {
+            self.publisher.revoke_nothing();
             return match member.host() {
-                Ok(host) => (Some(Issuer::Host(host)), None),
-                Err(why) => (None, Some(why)),
+                Ok(host) => (Some(Issuer::Host(host)), Vec::new()),
+                Err(why) => (None, vec![why]),
             };
         }
         let known = self.authorities.take();
         let known = known.filter(|known| now < known.current().not_after());
-        let fresh = known.as_ref().is_some_and(|known| now < known.due());
-        let mut failure = None;
-        let authorities = if fresh && !self.live.authority_changed {
+        let fresh = known
+            .as_ref()
+            .is_some_and(|known| now < known.due() && known.lists_fit(|name| in_use.contains(name)));
+        let mut failures = Vec::new();
+        let authorities = if fresh && !self.live.authority_changed && !self.publisher.revokes() {
             known
         } else {
-            let read = self.publisher.authorities(cluster, now).await;
+            let read = self.publisher.authorities(cluster, in_use, now).await;
             self.live.authority_changed = read.is_err();
             match read {
-                Ok(read) => Some(Arc::new(read)),
+                Ok(read) => {
+                    failures.extend(read.failures.iter().map(|error| chain(error)));
+                    Some(Arc::new(read.authorities))
+                }
                 // The one of before goes on signing, and the next pass looks again.
                 Err(error) => {
-                    failure = Some(chain(&error));
+                    failures.push(chain(&error));
                     known
                 }
             }
@@ -449,7 +470,7 @@ impl Operator {
             Instant::now() + due.clamp(RETRY, FULL_PASS)
         });
         self.authorities.clone_from(&authorities);
-        (authorities.map(Issuer::Own), failure)
+        (authorities.map(Issuer::Own), failures)
     }
 
     async fn publish(
@@ -458,10 +479,16 @@ impl Operator {
         whole: bool,
         now: OffsetDateTime,
     ) -> (Report, Vec<String>) {
-        let mut failures = Vec::new();
-        let (issuer, failure) = self.issuer(&topology.cluster, now).await;
-        failures.extend(failure);
         let documents = render::documents(topology);
+        let mut keep = topology.unresolved.clone();
+        if topology.cloud.is_some() {
+            keep.insert(CLOUD.to_owned());
+        }
+        if whole {
+            self.publisher.leaving(&documents, &keep);
+        }
+        let in_use = documents.values().map(|document| document.endpoint.name.clone());
+        let (issuer, mut failures) = self.issuer(&topology.cluster, &in_use.collect(), now).await;
         let mut report = Report::default();
         if self.settings.cni == CniType::Calico {
             // Ours to give, and the node's before anybody hears of it: another operator could give it away again.
@@ -472,11 +499,8 @@ impl Operator {
                 .publish(&documents, &self.live, issuer.as_ref(), now)
                 .await,
         );
-        if whole {
-            let mut keep = topology.unresolved.clone();
-            if topology.cloud.is_some() {
-                keep.insert(CLOUD.to_owned());
-            }
+        // What is to be revoked first is known by what would be removed.
+        if whole && !self.publisher.revokes() {
             report.absorb(self.publisher.prune(&documents, &keep).await);
         }
         report.log();

@@ -3,10 +3,12 @@
 pub mod authority;
 pub mod inspect;
 pub mod request;
+pub mod revocation;
 pub mod rotation;
 pub mod store;
 pub mod trust;
 
 pub use authority::{Authority, Leaf};
+pub use revocation::Revocations;
 pub use rotation::Authorities;
 pub use trust::Trust;

@@ -14,6 +14,7 @@ mod cluster {
     mod metrics;
     mod pods;
     mod published;
+    mod revocation;
     mod rotation;
     mod scale;
     mod tells;

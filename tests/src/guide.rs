@@ -45,6 +45,8 @@ struct Guide {
     traffic: Option<Traffic>,
     /// When something was asked for.
     asked: Instant,
+    /// How long the member does without its host.
+    away: Duration,
     /// A node that was deleted.
     saved: Option<Value>,
     /// Whether the state of the cluster was kept.
@@ -52,15 +54,16 @@ struct Guide {
 }
 
 /// Follows the guide in the clusters of two sheets, the second of which joins the first; gives whether everything was as
-/// it says.
+/// it says. For `away` the member does without its host.
 ///
 /// # Errors
 /// When something cannot be tried at all.
-pub fn run(sheets: &[PathBuf; 2]) -> Result<bool> {
+pub fn run(sheets: &[PathBuf; 2], away: Duration) -> Result<bool> {
     let folders = [tempfile::tempdir(), tempfile::tempdir()];
     let [host, member] = folders.map(|folder| folder.context("making a folder to work in"));
     let (host, member) = (host?, member?);
     let mut guide = Guide::open(sheets, [host.path(), member.path()])?;
+    guide.away = away;
     if let Err(error) = guide.all() {
         guide.end("the rest of the guide", &Outcome::Failed(format!("{error:#}")));
     }
@@ -79,6 +82,7 @@ impl Guide {
             figures: Figures::default(),
             traffic: None,
             asked: Instant::now(),
+            away: Duration::ZERO,
             saved: None,
             evident: false,
         })

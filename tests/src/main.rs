@@ -84,6 +84,9 @@ enum Verb {
         host: PathBuf,
         /// And of the second one.
         member: PathBuf,
+        /// For how many seconds the second one does without the first one's operator
+        #[arg(long, value_name = "SECONDS", default_value_t = 15)]
+        away: u64,
     },
     /// Join these clusters, and show what that changes; exit code 1 if something is not as it should be.
     Clusters {
@@ -162,7 +165,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Run { script, arguments } => script::run(&script, &arguments),
         Verb::Serve => script::serve(),
         Verb::Exec { name, command } => exec(&name, &command),
-        Verb::Guide { host, member } => Ok(exit_code(guide::run(&[host, member])?)),
+        Verb::Guide { host, member, away } => {
+            let away = Duration::from_secs(away);
+            Ok(exit_code(guide::run(&[host, member], away)?))
+        }
         Verb::Clusters { host, member, json } => {
             Ok(exit_code(guide::demo::run(&[host, member], json.as_deref())?))
         }

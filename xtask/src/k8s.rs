@@ -22,6 +22,7 @@ use clap::Subcommand;
 use crate::image::{self, Image};
 use crate::interrupt::Interrupt;
 use crate::places::Places;
+use crate::progress::output;
 use crate::setup::{self, kubernetes};
 use nodes::layout::{self, Layout};
 use nodes::sheet;
@@ -51,6 +52,22 @@ pub enum K8s {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Make a backup of what the store of a cluster with nodes holds
+    Backup {
+        /// The cluster: fabedge or beijing
+        cluster: String,
+        /// The file
+        file: PathBuf,
+    },
+    /// Put a backup in the place of what the store holds
+    ///
+    /// Control plane and kubelets are started anew: they would not notice.
+    Restore {
+        /// The cluster: fabedge or beijing
+        cluster: String,
+        /// The file
+        file: PathBuf,
+    },
     /// End the control plane and its nodes, and remove their data
     Down,
     /// Say what runs; fails unless everything does
@@ -63,6 +80,8 @@ pub fn k8s(places: &Places, task: &K8s, interrupt: &Interrupt) -> Result<i32> {
         K8s::Up { nodes: false, .. } => up(places, &[], interrupt)?,
         K8s::Up { clusters, .. } => up(places, &layout::ALL[..usize::from(*clusters)], interrupt)?,
         K8s::Exec { node, command } => return exec(places, node, command),
+        K8s::Backup { cluster, file } => back_up(places, cluster, file)?,
+        K8s::Restore { cluster, file } => restore(places, cluster, file, interrupt)?,
         K8s::Down => down(places)?,
         K8s::Status => status(places)?,
     }
@@ -183,12 +202,46 @@ fn lab(places: &Places, verb: &str) -> Command {
 /// Runs a command on a node, which is one of the first cluster's unless its name says otherwise.
 fn exec(places: &Places, node: &str, command: &[String]) -> Result<i32> {
     let (cluster, node) = node.split_once('.').unwrap_or((layout::HOST.name, node));
+    let (_, state) = found(places, cluster)?;
+    nodes::exec(&state, node, command)
+}
+
+/// A cluster with nodes that is up.
+fn found(places: &Places, cluster: &str) -> Result<(&'static Layout, State)> {
     let layout = layout::named(cluster).with_context(|| {
         let known = layout::ALL.map(|layout| layout.name).join(" and ");
         format!("there is no cluster {cluster}: there may be {known}")
     })?;
     let state = State::read(&files_of(places, layout).folder)?.context(NOTHING)?;
-    nodes::exec(&state, node, command)
+    Ok((layout, state))
+}
+
+fn back_up(places: &Places, cluster: &str, file: &Path) -> Result<()> {
+    setup::ensure_backups(places)?;
+    let (layout, state) = found(places, cluster)?;
+    nodes::needed(&state)?;
+    let (seat, _) = nodes::seat(places, layout)?;
+    let words = programs::back_up(&seat, file);
+    output(Command::new(&words[0]).args(&words[1..])).map(|_| ())
+}
+
+fn restore(places: &Places, cluster: &str, file: &Path, interrupt: &Interrupt) -> Result<()> {
+    setup::ensure_backups(places)?;
+    let _lock = lock(places)?;
+    let (layout, state) = found(places, cluster)?;
+    nodes::needed(&state)?;
+    let file = std::fs::canonicalize(file).with_context(|| format!("finding {}", file.display()))?;
+    let (seat, _) = nodes::seat(places, layout)?;
+    let programs = kubernetes::folder(places);
+    let mut plane = Plane::of(state, &programs, seat, files_of(places, layout), interrupt);
+    plane.restore(&file)?;
+    for node in layout.nodes {
+        let words = ["sh", "-c", "kill $(pidof kubelet)"].map(str::to_owned);
+        if nodes::exec(plane.state(), node.name, &words)? != 0 {
+            bail!("the kubelet of {} could not be ended", node.name);
+        }
+    }
+    Ok(())
 }
 
 const NOTHING: &str = "no control plane is up: start one with `cargo xtask k8s up`";

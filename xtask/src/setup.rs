@@ -62,6 +62,16 @@ pub fn ensure_kubernetes(places: &Places) -> Result<()> {
     kubernetes::ensure(places, &log)
 }
 
+/// What only backups of a control plane's store need.
+pub fn ensure_backups(places: &Places) -> Result<()> {
+    if !apt::missing(kubernetes::BACKUP_PACKAGES)?.is_empty() {
+        check_system()?;
+        let _lock = places.lock()?;
+        apt::install(kubernetes::BACKUP_PACKAGES, &Log::at(places.log("setup"))?)?;
+    }
+    Ok(())
+}
+
 /// What only the fuzzer needs: libFuzzer is C++.
 pub fn ensure_fuzzer(places: &Places) -> Result<()> {
     let found = Command::new("c++").arg("--version").output();

@@ -20,6 +20,10 @@ use super::{Current, Error, Origin, newest};
 /// seconds later.
 const WATCH_SECONDS: u32 = 60;
 
+/// A watch goes on from the last change that it saw. Where a backup of the API server's store was brought back, changes have
+/// lower numbers than that one and are not told: after this time the ConfigMap is asked for itself.
+const LIST_ANEW: Duration = Duration::from_secs(60);
+
 /// The longest pause before the API is asked again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -88,9 +92,12 @@ async fn keep_up(client: Client, name: ConfigMapName, cache: Cache, sender: watc
         let events = watcher(api.clone(), config.clone());
         pin_mut!(events);
         let mut seen = false;
+        let list_anew = tokio::time::sleep(LIST_ANEW);
+        pin_mut!(list_anew);
         let broken = loop {
             let event = tokio::select! {
                 event = events.next() => event,
+                () = &mut list_anew => break None,
                 () = sender.closed() => return,
             };
             let found = match event {

@@ -31,6 +31,7 @@ use crate::observe::convert::is_name;
 use crate::pki::Authorities;
 use crate::pki::authority::{self, Purpose};
 use crate::pki::request::{self, hex};
+use crate::pki::revocation;
 use crate::reporter::chain;
 
 /// Header in which members of FabEdge 0.4 name their cluster. It decides nothing, and must not contradict.
@@ -60,8 +61,9 @@ enum Admits {
 }
 
 /// Who may call what.
-const ADMISSION: [(Method, &str, Admits); 6] = [
+const ADMISSION: [(Method, &str, Admits); 7] = [
     (Method::GET, "/api/ca-cert", Admits::Anybody),
+    (Method::GET, "/api/ca-crl", Admits::Anybody),
     (Method::POST, "/api/sign-cert", Admits::MemberOrToken),
     (Method::PUT, "/api/cluster", Admits::Member),
     (Method::PUT, "/api/endpoints", Admits::Member),
@@ -195,6 +197,7 @@ pub fn router<R: Registry>(view: watch::Receiver<Option<Arc<View>>>, registry: R
     });
     Router::new()
         .route("/api/ca-cert", get(ca_cert::<R>))
+        .route("/api/ca-crl", get(ca_crl::<R>))
         .route("/api/sign-cert", post(sign_cert::<R>))
         .route("/api/cluster", put(cluster::<R>))
         .route("/api/endpoints", put(endpoints::<R>))
@@ -323,6 +326,12 @@ async fn ca_cert<R: Registry>(State(host): State<Arc<Host<R>>>) -> Result<Respon
     Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], pem).into_response())
 }
 
+/// What the authorities have revoked: nothing, as long as nothing was. Public, as lists are (RFC 5280 §5).
+async fn ca_crl<R: Registry>(State(host): State<Arc<Host<R>>>) -> Result<Response, Answer> {
+    let pem = host.view()?.authorities.trust().lists().to_owned();
+    Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], pem).into_response())
+}
+
 async fn sign_cert<R: Registry>(
     State(host): State<Arc<Host<R>>>,
     Extension(admitted): Extension<Admitted>,
@@ -371,7 +380,9 @@ async fn sign_cert<R: Registry>(
             };
             Answer::new(status, chain(&error))
         })?;
-    info!(%name, ?purpose, "signed a certificate for a member cluster");
+    // By which it can be revoked once nobody has it any more.
+    let serial = revocation::serial_of(&certificate).unwrap_or_default();
+    info!(%name, ?purpose, serial, "signed a certificate for a member cluster");
     Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], certificate).into_response())
 }
 
@@ -519,10 +530,11 @@ async fn news<R: Registry>(
         changes.mark_unchanged();
         let view = host.view()?;
         let text = text(&view);
-        // Who waits is also to learn at once of another CA, for which it asks then.
+        // Who waits is also to learn at once of another CA, and of what is revoked, for which it asks then.
         let hash = Sha256::new()
             .chain_update(&text)
-            .chain_update(view.authorities.trust().pem());
+            .chain_update(view.authorities.trust().pem())
+            .chain_update(view.authorities.trust().lists());
         let tag = format!("\"{}\"", &hex(&hash.finalize())[..32]);
         if known != Some(tag.as_str()) {
             let headers = [

@@ -300,18 +300,30 @@ impl Host {
         Ok(Some((text, tag)))
     }
 
-    /// The CA that the host has now, told over a connection that its CA of before vouches for.
+    /// The CA that the host has now and what it has revoked, told over a connection that its CA of before vouches for.
     ///
     /// # Errors
     /// When the host does not answer, or answers something else.
     pub async fn authority(&self, now: OffsetDateTime) -> Result<Trust, Error> {
         let what = "for its CA";
         let answer = self.ask(Call::get("/api/ca-cert")).await?;
-        trust(
+        let trust = trust(
             &self.address,
             &answer.text(&self.address, what, StatusCode::OK)?,
             now,
-        )
+        )?;
+        let what = "for what it has revoked";
+        let answer = self.ask(Call::get("/api/ca-crl")).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            // An older host revokes nothing.
+            return Ok(trust);
+        }
+        let lists = answer.text(&self.address, what, StatusCode::OK)?;
+        trust.with_lists(&lists).map_err(|error| Error::Answer {
+            address: self.address.clone(),
+            call: what.to_owned(),
+            why: error.to_string(),
+        })
     }
 
     async fn ask(&self, call: Call) -> Result<Answer, Error> {

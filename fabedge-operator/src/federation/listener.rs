@@ -12,7 +12,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rcgen::KeyPair;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use time::OffsetDateTime;
@@ -95,7 +96,16 @@ pub fn tls(
             .add(CertificateDer::from(der.to_vec()))
             .map_err(Error::Tls)?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let lists = authorities.trust().lists();
+    if !lists.is_empty() {
+        let lists: Result<Vec<_>, _> =
+            CertificateRevocationListDer::pem_slice_iter(lists.as_bytes()).collect();
+        let lists = lists.map_err(|error| Error::Certificate(error.to_string()))?;
+        // Not every authority has revoked something.
+        verifier = verifier.with_crls(lists).allow_unknown_revocation_status();
+    }
+    let verifier = verifier
         .allow_unauthenticated()
         .build()
         .map_err(Error::Verifier)?;

@@ -20,8 +20,38 @@ const DURATION: Duration = Duration::from_secs(15);
 /// For how long the holder goes on without being able to renew.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// For how long a lease that was given back counts as that.
+const AWHILE: Duration = Duration::from_secs(60);
+
 /// The pause between two looks at it.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// What one who wants to lead is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Another one leads, or nobody yet.
+    Standby,
+    /// The leader.
+    Leader {
+        /// The last one gave the lease back just now: nothing can have happened meanwhile but what is seen. Otherwise the API
+        /// server may hold an older state than agents have seen.
+        handed_over: bool,
+    },
+    /// Nothing any more.
+    Ended(Ending),
+}
+
+/// Why a candidate ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It led, and another one holds the lease now.
+    Replaced,
+    /// It led, and could not renew the lease in time.
+    Cut,
+    /// The API server holds an older state than before: somebody brought a backup back. Watches that began before would not
+    /// notice what is changed now, for changes are numbered from the backup's number on.
+    Restored,
+}
 
 /// One who wants to lead.
 #[derive(Debug)]
@@ -30,6 +60,20 @@ pub struct Lease {
     identity: String,
     /// The record as last seen, and since when it has been so.
     seen: Option<(coordination::LeaseSpec, Instant)>,
+    /// The highest version of the record. It is a number, and one for all objects, in every API server that there is.
+    version: u64,
+    /// When the last leader gave the lease back, if it did.
+    given_back: Option<Timestamp>,
+}
+
+/// Whose the lease is.
+enum Held {
+    Ours,
+    Others,
+    /// Nobody can tell.
+    Unknown,
+    /// It is one that was there before the last one.
+    Before,
 }
 
 impl Lease {
@@ -39,17 +83,21 @@ impl Lease {
             api: Api::namespaced(client, namespace),
             identity,
             seen: None,
+            version: 0,
+            given_back: None,
         }
     }
 
-    /// Tells `leads` when we do and when we no longer do; gives the lease back once nobody listens any more.
-    pub async fn hold(mut self, leads: watch::Sender<bool>) {
+    /// Tells what we are; gives the lease back once nobody listens any more.
+    pub async fn hold(mut self, part: watch::Sender<Part>) {
         let mut renewed = Instant::now();
+        let is_leader = || matches!(*part.borrow(), Part::Leader { .. });
         loop {
             let asked = Instant::now();
             // Who was stopped for so long does not go on before it has asked.
-            if renewed.elapsed() > DEADLINE {
-                leads.send_if_modified(std::mem::take);
+            if is_leader() && renewed.elapsed() > DEADLINE {
+                part.send_replace(Part::Ended(Ending::Cut));
+                return;
             }
             let held = match tokio::time::timeout(DEADLINE / 2, self.attempt()).await {
                 Ok(Ok(held)) => {
@@ -64,42 +112,70 @@ impl Lease {
                         );
                     }
                     // Nobody else may take it before its duration is over.
-                    *leads.borrow() && renewed.elapsed() < DEADLINE
+                    Held::Unknown
                 }
             };
-            leads.send_if_modified(|leads| std::mem::replace(leads, held) != held);
+            match held {
+                Held::Ours if !is_leader() => {
+                    let ago = self.given_back.map(|at| Timestamp::now().duration_since(at));
+                    let handed_over = ago.is_some_and(|ago| ago.unsigned_abs() < AWHILE);
+                    part.send_replace(Part::Leader { handed_over });
+                }
+                Held::Unknown if is_leader() && renewed.elapsed() >= DEADLINE => {
+                    part.send_replace(Part::Ended(Ending::Cut));
+                    return;
+                }
+                Held::Others if is_leader() => {
+                    part.send_replace(Part::Ended(Ending::Replaced));
+                    return;
+                }
+                Held::Before => {
+                    part.send_replace(Part::Ended(Ending::Restored));
+                    return;
+                }
+                Held::Ours | Held::Others | Held::Unknown => {}
+            }
             tokio::select! {
-                () = leads.closed() => break,
+                () = part.closed() => break,
                 () = tokio::time::sleep(RETRY) => {}
             }
         }
-        if *leads.borrow() {
+        if is_leader() {
             let freed = self.write(None).await;
             debug!(?freed, "gave the lease back");
         }
     }
 
-    /// Takes or renews the lease; whether it is ours now.
-    async fn attempt(&mut self) -> Result<bool, kube::Error> {
+    /// Takes or renews the lease.
+    async fn attempt(&mut self) -> Result<Held, kube::Error> {
         let Some(found) = self.api.get_opt(NAME).await? else {
             let lease = self.record(None, Some(&self.identity), 0);
             return match self.api.create(&PostParams::default(), &lease).await {
-                Ok(_) => Ok(true),
-                Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+                Ok(_) => Ok(Held::Ours),
+                Err(kube::Error::Api(status)) if status.code == 409 => Ok(Held::Others),
                 Err(error) => Err(error),
             };
         };
+        let version = found.metadata.resource_version.as_ref();
+        let version = version.and_then(|text| text.parse().ok()).unwrap_or(self.version);
+        if version < self.version {
+            return Ok(Held::Before);
+        }
+        self.version = version;
         let spec = found.spec.unwrap_or_default();
         let holder = spec.holder_identity.clone().unwrap_or_default();
         let since = match &self.seen {
             Some((last, since)) if *last == spec => *since,
             _ => Instant::now(),
         };
+        let renewed = spec.renew_time.as_ref().map(|time| time.0);
         self.seen = Some((spec, since));
         if holder == self.identity || holder.is_empty() || since.elapsed() > DURATION {
-            self.write(Some(found.metadata)).await
+            self.given_back = renewed.filter(|_| holder.is_empty());
+            let ours = self.write(Some(found.metadata)).await?;
+            Ok(if ours { Held::Ours } else { Held::Others })
         } else {
-            Ok(false)
+            Ok(Held::Others)
         }
     }
 

@@ -243,6 +243,11 @@ impl Live {
         self.agents_version
     }
 
+    /// Pods of the connector by their names.
+    pub fn connectors(&self) -> &BTreeMap<String, ConnectorPod> {
+        &self.connectors.good
+    }
+
     /// Whether a pod of the connector is ready; none before they were listed.
     pub fn connector_ready(&self) -> Option<bool> {
         self.connectors

@@ -247,6 +247,7 @@ struct Kept {
     certificate: Option<String>,
     key: Option<String>,
     authority: Option<String>,
+    lists: Option<String>,
 }
 
 impl Session {
@@ -290,7 +291,7 @@ impl Session {
             outcome = tells => match outcome? {},
         };
         if let Heard::Authority(trust) = outcome {
-            info!(until = %trust.not_after(), "the host has another CA");
+            info!(until = %trust.not_after(), "the host has another CA, or has revoked something");
             self.keep(None, None, Some(&trust)).await?;
         }
         self.current = None;
@@ -315,10 +316,13 @@ impl Session {
     async fn enter(&self, now: OffsetDateTime) -> Result<Entered, Error> {
         let name = client_name(&self.cluster);
         let kept = self.kept_identity().await?;
+        let lists = kept.lists.as_deref().unwrap_or_default();
         let trust = kept
             .authority
             .as_deref()
-            .and_then(|pem| Trust::read(pem, now).ok());
+            .and_then(|pem| Trust::read(pem, now).ok())
+            // Lists that do not fit are asked for anew.
+            .map(|trust| trust.clone().with_lists(lists).unwrap_or(trust));
         let leaf = kept
             .certificate
             .clone()
@@ -339,7 +343,7 @@ impl Session {
             Verdict::Renew(why) => why,
         };
         info!(why, "the client certificate of this cluster is to be renewed");
-        if !inspect::is_valid(&leaf.certificate, now) {
+        if !inspect::is_valid(&leaf.certificate, now) || trust.revokes(&leaf.certificate) {
             return self.register(&name, kept.key, now).await;
         }
         let host = Host::new(&self.address, trust.clone(), Some(&leaf))?;
@@ -421,6 +425,7 @@ impl Session {
             certificate: entry(objects::CERTIFICATE),
             key: entry(objects::KEY),
             authority: entry(objects::AUTHORITY),
+            lists: entry(objects::LISTS),
         })
     }
 
@@ -443,6 +448,7 @@ impl Session {
                 entry(objects::CERTIFICATE, certificate, before.certificate),
                 entry(objects::KEY, key, before.key),
                 entry(objects::AUTHORITY, authority.map(Trust::pem), before.authority),
+                entry(objects::LISTS, authority.map(Trust::lists), before.lists),
             ])),
             ..Secret::default()
         };

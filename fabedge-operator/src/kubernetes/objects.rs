@@ -21,6 +21,9 @@ pub const KEY: &str = "tls.key";
 /// The authority's certificate.
 pub const AUTHORITY: &str = "ca.crt";
 
+/// What the authorities have revoked.
+pub const LISTS: &str = "ca.crl";
+
 /// Label by which our objects are known, and watched.
 pub const CREATED_BY: &str = "fabedge.io/created-by";
 /// Label with the name of the program that a pod runs.
@@ -105,17 +108,21 @@ pub fn document(map: &ConfigMap) -> Option<String> {
     }
 }
 
-/// A Secret with a certificate.
-pub fn secret(local: &str, node: Option<&str>, authority: &str, leaf: &Leaf) -> Secret {
+/// A Secret with a certificate, the authorities beside it and, once something is revoked, their lists.
+pub fn secret(local: &str, node: Option<&str>, authority: &str, lists: &str, leaf: &Leaf) -> Secret {
     let entry = |key: &str, text: &str| (key.to_owned(), ByteString(text.as_bytes().to_vec()));
+    let mut data = BTreeMap::from([
+        entry(AUTHORITY, authority),
+        entry(CERTIFICATE, &leaf.certificate),
+        entry(KEY, &leaf.key),
+    ]);
+    if !lists.is_empty() {
+        data.extend([entry(LISTS, lists)]);
+    }
     Secret {
         metadata: metadata(secret_name(local), local, node),
         type_: Some("kubernetes.io/tls".to_owned()),
-        data: Some(BTreeMap::from([
-            entry(AUTHORITY, authority),
-            entry(CERTIFICATE, &leaf.certificate),
-            entry(KEY, &leaf.key),
-        ])),
+        data: Some(data),
         ..Secret::default()
     }
 }

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fabedge_common::config::CONNECTOR;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
@@ -78,6 +79,8 @@ pub struct Pods {
     /// Arguments of those who have any.
     arguments: BTreeMap<String, Arguments>,
     keep: Option<BTreeSet<String>>,
+    /// Hash of the connector's certificate.
+    certificate: Option<String>,
     queue: VecDeque<(Action, String)>,
     running: JoinSet<Done>,
     busy: BTreeSet<String>,
@@ -104,6 +107,7 @@ impl Pods {
             wanted: BTreeMap::new(),
             arguments: BTreeMap::new(),
             keep: None,
+            certificate: None,
             queue: VecDeque::new(),
             running: JoinSet::new(),
             busy: BTreeSet::new(),
@@ -160,7 +164,9 @@ impl Pods {
         }
         let edges = topology.edges.keys().chain(&topology.unresolved);
         self.keep = whole.then(|| edges.cloned().collect());
-        self.touched.retain(|name, _| self.wanted.contains_key(name));
+        self.certificate = publisher.certified(CONNECTOR);
+        self.touched
+            .retain(|name, _| self.wanted.contains_key(name) || live.connectors().contains_key(name));
         self.next = Some(Instant::now());
         findings
     }
@@ -194,8 +200,10 @@ impl Pods {
     pub fn plan(&mut self, live: &Live, now: OffsetDateTime) {
         self.next = None;
         let Some(pods) = live.agents() else { return };
-        self.failures
-            .retain(|name, _| pods.contains_key(name) || self.wanted.contains_key(name));
+        let connectors = live.connectors();
+        self.failures.retain(|name, _| {
+            pods.contains_key(name) || self.wanted.contains_key(name) || connectors.contains_key(name)
+        });
         let failed = |(_, since): &(String, Instant)| since.elapsed() < RETRY;
         // The answers themselves are no news: the watch may have shown later versions, or that the pod is gone.
         let shown = live.agents_version();
@@ -216,6 +224,8 @@ impl Pods {
             wanted: &self.wanted,
             keep: self.keep.as_ref(),
             pods,
+            connectors,
+            certificate: self.certificate.as_deref(),
             busy: &busy,
             touched: &self.touched,
         };
@@ -264,7 +274,10 @@ impl Pods {
         uid: Option<String>,
     ) -> impl Future<Output = Result<Option<u64>, Error>> + use<> {
         let api = self.api.clone();
-        let name = format!("{}{node}", template::PREFIX);
+        let name = match action {
+            Action::TouchConnector(_) => node.to_owned(),
+            _ => format!("{}{node}", template::PREFIX),
+        };
         let arguments = self.arguments.get(node).cloned().unwrap_or_default();
         let work = match action {
             Action::Create => {
@@ -282,7 +295,7 @@ impl Pods {
                 .template
                 .as_ref()
                 .map(|template| Work::Patch(template.images(&arguments))),
-            Action::Touch(text) => {
+            Action::Touch(text) | Action::TouchConnector(text) => {
                 let annotations = json!({template::DOCUMENT_HASH: text});
                 Some(Work::Patch(json!({"metadata": {"annotations": annotations}})))
             }
@@ -333,7 +346,7 @@ impl Pods {
         match action {
             Action::Create => self.made += 1,
             Action::Patch => self.patched += 1,
-            Action::Touch(text) => {
+            Action::Touch(text) | Action::TouchConnector(text) => {
                 debug!(node, text, "told a kubelet of its document");
                 self.touched.insert(node, now);
             }

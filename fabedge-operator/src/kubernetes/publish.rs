@@ -14,12 +14,13 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use time::OffsetDateTime;
 
+use super::authority::{self, Opened};
 use super::issuer::{self, Issuer};
 use super::live::Live;
-use super::{MANAGER, authority, objects};
+use super::{MANAGER, objects};
 use crate::api::SUBNETS;
 use crate::pki::inspect::{Verdict, judge};
-use crate::pki::{Authorities, Leaf};
+use crate::pki::{Leaf, revocation};
 use crate::publish::{generation, next_document};
 use crate::topology::{Previous, Topology};
 
@@ -82,11 +83,15 @@ struct Known {
     hash: Option<String>,
     /// Somebody changed an object: it is read before it is judged.
     suspect: bool,
+    /// The document needs a new generation, whatever it says.
+    anew: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Tls {
     authority: String,
+    /// Revocation lists.
+    lists: String,
     leaf: Leaf,
 }
 
@@ -94,6 +99,7 @@ impl Tls {
     fn of(secret: &Secret) -> Option<Self> {
         Some(Self {
             authority: objects::text(secret, objects::AUTHORITY)?,
+            lists: objects::text(secret, objects::LISTS).unwrap_or_default(),
             leaf: Leaf {
                 certificate: objects::text(secret, objects::CERTIFICATE)?,
                 key: objects::text(secret, objects::KEY)?,
@@ -102,16 +108,31 @@ impl Tls {
     }
 }
 
+impl Tls {
+    /// All of it that is no secret.
+    fn texts(&self) -> [&str; 3] {
+        [&self.authority, &self.lists, &self.leaf.certificate]
+    }
+}
+
 impl Known {
-    /// Whether the authorities beside the certificate are the ones of now.
+    /// Whether the authorities beside the certificate, and what they have revoked, are what is so now.
     fn trusts(&self, issuer: Option<&Issuer>) -> bool {
         let have = self.certificate.as_ref();
-        issuer.is_none_or(|issuer| have.is_some_and(|have| have.authority == issuer.trust().pem()))
+        issuer.is_none_or(|issuer| {
+            let trust = issuer.trust();
+            have.is_some_and(|have| have.authority == trust.pem() && have.lists == trust.lists())
+        })
+    }
+
+    /// The serial number of the certificate, and whose it is.
+    fn revocation(&self) -> Option<(String, String)> {
+        revocation::revocation_of(&self.certificate.as_ref()?.leaf.certificate)
     }
 
     fn hash(&self) -> Option<String> {
         let (text, tls) = self.text.as_deref().zip(self.certificate.as_ref())?;
-        Some(objects::digest([text, &tls.authority, &tls.leaf.certificate]))
+        Some(objects::digest([&[text], &tls.texts()[..]].concat()))
     }
 
     fn take_config_map(&mut self, object: &ConfigMap) {
@@ -134,6 +155,8 @@ pub struct Publisher {
     nodes: Api<Node>,
     /// By local name; none until [`Self::adopt`].
     known: Option<BTreeMap<String, Known>>,
+    /// Certificates to revoke: serial numbers, and whose they are.
+    revoked: BTreeMap<String, String>,
 }
 
 impl Publisher {
@@ -144,21 +167,22 @@ impl Publisher {
             secrets: Api::namespaced(client.clone(), namespace),
             nodes: Api::all(client),
             known: None,
+            revoked: BTreeMap::new(),
         }
     }
 
-    /// Learns what was published before.
+    /// Learns what was published before. Every document is to be written anew where agents may have seen newer ones than
+    /// are here, of a time before a backup was brought back: they would refuse these as old.
     ///
     /// # Errors
     /// When it cannot be listed: that is not the same as nothing.
-    pub async fn adopt(&mut self) -> Result<(), Error> {
+    pub async fn adopt(&mut self, anew: bool) -> Result<(), Error> {
         let mut known: BTreeMap<String, Known> = BTreeMap::new();
         list(&self.maps, "ConfigMaps", |object: ConfigMap| {
             if let Some(local) = objects::local_of_config_map(&object.name_any()) {
-                known
-                    .entry(local.to_owned())
-                    .or_default()
-                    .take_config_map(&object);
+                let known = known.entry(local.to_owned()).or_default();
+                known.take_config_map(&object);
+                known.anew = anew;
             }
         })
         .await?;
@@ -202,6 +226,9 @@ impl Publisher {
             return false;
         };
         known.suspect |= gone || known.certificate != Tls::of(object);
+        if gone {
+            self.revoked.extend(known.revocation());
+        }
         known.suspect
     }
 
@@ -224,16 +251,51 @@ impl Publisher {
         self.known.as_ref()?.get(name)?.hash.as_deref()
     }
 
-    /// The cluster's authorities.
+    /// A hash of the certificate that a node's agent is to go by, of what it trusts, and of what is revoked.
+    pub fn certified(&self, name: &str) -> Option<String> {
+        let tls = self.known.as_ref()?.get(name)?.certificate.as_ref()?;
+        Some(objects::digest(tls.texts()))
+    }
+
+    /// Those whose certificates are worth nothing once they are pruned: see [`Self::prune`].
+    pub fn leaving(&mut self, documents: &BTreeMap<String, NodeConfig>, keep: &BTreeSet<String>) {
+        let leaving = self.known.iter().flatten();
+        let leaving = leaving.filter(|(name, _)| !documents.contains_key(*name) && !keep.contains(*name));
+        self.revoked
+            .extend(leaving.filter_map(|(_, known)| known.revocation()));
+    }
+
+    /// Whether there are certificates to revoke: of Secrets that somebody deleted, and of nodes that leave.
+    pub fn revokes(&self) -> bool {
+        !self.revoked.is_empty()
+    }
+
+    /// Where another cluster's authority signs, nothing can be revoked here.
+    pub fn revoke_nothing(&mut self) {
+        self.revoked.clear();
+    }
+
+    /// The cluster's authorities, once they have revoked what is to be revoked, and what of it failed.
     ///
     /// # Errors
     /// See [`authority::open`].
     pub async fn authorities(
-        &self,
+        &mut self,
         cluster: &str,
+        in_use: &BTreeSet<String>,
         now: OffsetDateTime,
-    ) -> Result<Authorities, authority::Error> {
-        authority::open(&self.secrets, cluster, now).await
+    ) -> Result<Opened, authority::Error> {
+        let certificates = self.revoked.iter();
+        let certificates: Vec<_> = certificates
+            .map(|(serial, name)| (serial.clone(), Some(name.clone())))
+            .collect();
+        let revoke = authority::Revoke {
+            certificates: &certificates,
+            in_use,
+        };
+        let opened = authority::open(&self.secrets, cluster, &revoke, now).await?;
+        self.revoked.clear();
+        Ok(opened)
     }
 
     /// Writes each edge's pod prefixes into the annotation of its node.
@@ -355,7 +417,7 @@ impl Publisher {
                 .as_ref()
                 .filter(|tls| moved || have.as_ref() != Some(tls))
             {
-                let object = objects::secret(name, node, &tls.authority, &tls.leaf);
+                let object = objects::secret(name, node, &tls.authority, &tls.lists, &tls.leaf);
                 apply(&self.secrets, &secret, &object).await?;
             }
             known.renew_at = Some(certified.renew_at);
@@ -365,13 +427,14 @@ impl Publisher {
                 Err(error) => failure = Some(Error::Certificate(error)),
             }
         }
-        let next =
-            next_document(document, known.text.as_deref(), known.generation, now).map_err(Error::Document)?;
+        let before = known.text.as_deref().filter(|_| !known.anew);
+        let next = next_document(document, before, known.generation, now).map_err(Error::Document)?;
         let wrote_document = next.is_some();
         if let Some(text) = next.or_else(|| known.text.clone().filter(|_| moved)) {
             apply(&self.maps, &map, &objects::config_map(name, node, &text)).await?;
             known.generation = known.generation.max(generation(&text));
             known.text = Some(text);
+            known.anew = false;
         }
         known.node = node.map(str::to_owned);
         known.subnets.clone_from(&document.endpoint.subnets);
@@ -444,6 +507,7 @@ async fn certify(have: Option<Tls>, name: &str, issuer: &Issuer, now: OffsetDate
         Verdict::Keep { renew_at } => {
             let tls = have.map(|tls| Tls {
                 authority: trust.pem().to_owned(),
+                lists: trust.lists().to_owned(),
                 ..tls
             });
             return Certified {
@@ -458,6 +522,7 @@ async fn certify(have: Option<Tls>, name: &str, issuer: &Issuer, now: OffsetDate
         Ok((leaf, renew_at)) => Certified {
             tls: Some(Tls {
                 authority: trust.pem().to_owned(),
+                lists: trust.lists().to_owned(),
                 leaf,
             }),
             renew_at,

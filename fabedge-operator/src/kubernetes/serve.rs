@@ -53,9 +53,9 @@ impl Status {
         *self.awaits.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
-    /// Sets whether this operator leads; returns whether it did.
-    pub fn set_leader(&self, leads: bool) -> bool {
-        self.leader.swap(leads, Ordering::Relaxed)
+    /// Sets whether this operator leads.
+    pub fn set_leader(&self, leads: bool) {
+        self.leader.store(leads, Ordering::Relaxed);
     }
 
     /// Whether this operator leads.
@@ -240,7 +240,7 @@ mod tests {
     fn a_leader_is_ready_after_a_pass_that_did_everything() {
         let status = Status::default();
         assert_eq!(status.ready(), Ok("standing by\n"));
-        assert!(!status.set_leader(true));
+        status.set_leader(true);
         status.wait_for(Some("a network plugin".to_owned()));
         assert_eq!(status.ready(), Err("waiting: a network plugin\n".to_owned()));
         status.wait_for(None);

@@ -3,12 +3,14 @@
 use std::fmt;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::revocation::{Serials, octets};
 use super::{Trust, inspect};
 
 /// How long a leaf lives.
@@ -81,6 +83,27 @@ pub enum Error {
     /// What was issued does not hold against the authority.
     #[error("the certificate issued to {0} does not verify against the CA: replace the CA")]
     SelfCheck(String),
+    /// What is kept of revocations is broken.
+    #[error(
+        "the entry `revoked` has the line {0:?}, which is not a serial number, a time and a name: mend it, or take it out \
+         if that certificate is to be good again"
+    )]
+    Revoked(String),
+    /// Revocation lists that cannot be used.
+    #[error("the revocation lists do not fit the authorities: {0}")]
+    List(String),
+    /// The authority cannot revoke.
+    #[error(
+        "{authority} cannot sign a revocation list, so its certificates are good until they end: replace it, by \
+         `kubectl annotate secret -n fabedge fabedge-ca fabedge.io/rotate-ca=600`"
+    )]
+    CannotRevoke {
+        /// Its name.
+        authority: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// A certificate authority that can issue.
@@ -263,6 +286,36 @@ impl Authority {
             return Err(Error::SelfCheck(name.to_owned()));
         }
         Ok(certificate.pem())
+    }
+
+    /// A revocation list, PEM, that names `serials`. It does not end before the authority does.
+    ///
+    /// # Errors
+    /// When the authority may not sign lists, or its certificate does not tell by which identifier its key is known, as
+    /// those of other makers may.
+    pub(super) fn list(&self, number: u64, serials: &Serials, now: OffsetDateTime) -> Result<String, Error> {
+        let cannot = |source| Error::CannotRevoke {
+            authority: inspect::subject(self.der()),
+            source,
+        };
+        let key = inspect::key_identifier(self.der())
+            .ok_or_else(|| cannot("its certificate has no subject key identifier".into()))?;
+        let revoked = serials.iter().map(|(serial, time)| RevokedCertParams {
+            serial_number: SerialNumber::from(octets(serial)),
+            revocation_time: *time,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: now - BACKDATE,
+            next_update: self.not_after(),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::PreSpecified(key),
+        };
+        let signed = list.signed_by(&self.issuer).and_then(|list| list.pem());
+        signed.map_err(|error| cannot(error.into()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rcgen::{KeyPair, PublicKeyData};
 use time::OffsetDateTime;
-use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -78,6 +78,21 @@ pub fn verifies(leaf: &[u8], authority: &[u8]) -> bool {
         && leaf.verify_signature(Some(authority.public_key())).is_ok()
 }
 
+/// The name of whom a certificate (DER) is.
+pub(super) fn subject(der: &[u8]) -> String {
+    X509Certificate::from_der(der).map_or_else(|_| String::new(), |(_, parsed)| parsed.subject().to_string())
+}
+
+/// By which identifier a certificate (DER) says that its key is known.
+pub(super) fn key_identifier(der: &[u8]) -> Option<Vec<u8>> {
+    let (_, parsed) = X509Certificate::from_der(der).ok()?;
+    let mut extensions = parsed.extensions().iter();
+    extensions.find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+        _ => None,
+    })
+}
+
 /// What is to be done about a leaf that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -106,6 +121,9 @@ pub fn judge(certificate: &str, key: &str, name: &str, trust: &Trust, now: Offse
     }
     if !verifies(&der, trust.der()) {
         return Verdict::Renew("its certificate is of another CA");
+    }
+    if trust.revokes(certificate) {
+        return Verdict::Renew("its certificate is revoked");
     }
     let dns_names: Vec<&str> = leaf
         .subject_alternative_name()

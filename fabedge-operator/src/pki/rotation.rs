@@ -8,7 +8,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use super::authority::{Error, LEAF_LIFETIME};
-use super::{Authority, Trust};
+use super::{Authority, Revocations, Trust, revocation};
 
 /// How long a new authority is trusted before it signs: time for everybody to hear of it who is there.
 pub const ANNOUNCE: Duration = Duration::minutes(10);
@@ -22,6 +22,9 @@ pub const CERTIFICATE: &str = "ca.crt";
 /// The key.
 pub const KEY: &str = "ca.key";
 const NEXT: [&str; 3] = ["next.crt", "next.key", "next.from"];
+/// What was revoked, and the lists that say so.
+const REVOKED: &str = "revoked";
+const LISTS: &str = "ca.crl";
 const PREVIOUS: [&str; 3] = ["previous.crt", "previous.key", "previous.until"];
 
 /// What is kept of authorities, by name; a rotation is there as entries beside those of FabEdge 0.4.
@@ -34,6 +37,7 @@ pub struct Authorities {
     next: Option<(Arc<Authority>, OffsetDateTime)>,
     previous: Option<(Arc<Authority>, OffsetDateTime)>,
     trust: Trust,
+    revocations: Revocations,
 }
 
 impl Authorities {
@@ -57,7 +61,13 @@ impl Authorities {
             Err(Error::NotValid { .. }) => None,
             previous => previous?,
         };
-        Ok(Self::new(current, dated(NEXT)?, previous))
+        let mut all = Self::new(current, dated(NEXT)?, previous);
+        all.revocations = Revocations::read(entry(REVOKED))?;
+        // Lists that do not fit, for an authority is gone, say, are made anew by `revoke`.
+        if let Ok(trust) = all.trust.clone().with_lists(entry(LISTS)) {
+            all.trust = trust;
+        }
+        Ok(all)
     }
 
     /// An authority that nobody takes over from.
@@ -77,6 +87,7 @@ impl Authorities {
             current,
             next,
             previous,
+            revocations: Revocations::default(),
         }
     }
 
@@ -95,6 +106,36 @@ impl Authorities {
     /// What everybody is to trust now.
     pub fn trust(&self) -> &Trust {
         &self.trust
+    }
+
+    /// Whether the lists name what was revoked in a name that is in use.
+    pub fn lists_fit(&self, in_use: impl Fn(&str) -> bool) -> bool {
+        let all: Vec<&[u8]> = self.trust.all().collect();
+        revocation::fit(&self.revocations, self.trust.revoked(), &all, in_use)
+    }
+
+    /// What is to be kept once `more` is revoked, too, when that is something else; and which authorities cannot sign a
+    /// list.
+    pub fn revoke(
+        &self,
+        entries: &Entries,
+        more: &[(String, Option<String>)],
+        in_use: impl Fn(&str) -> bool,
+        now: OffsetDateTime,
+    ) -> (Option<Entries>, Vec<Error>) {
+        let others = self.next.iter().chain(&self.previous);
+        let all: Vec<&Authority> = std::iter::once(&self.current)
+            .chain(others.map(|(authority, _)| authority))
+            .map(Arc::as_ref)
+            .collect();
+        let lists = entries.get(LISTS).map(String::as_str).unwrap_or_default();
+        let done = revocation::revoke(&self.revocations, more, lists, &all, in_use, now);
+        let mut kept = entries.clone();
+        kept.extend(done.lists.map(|lists| (LISTS.to_owned(), lists)));
+        if done.revocations != self.revocations {
+            kept.insert(REVOKED.to_owned(), done.revocations.text());
+        }
+        ((kept != *entries).then_some(kept), done.failed)
     }
 
     /// When the next step is due.

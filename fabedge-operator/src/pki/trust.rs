@@ -1,10 +1,12 @@
 //! What certificates are judged by: the certificates of authorities, of this cluster or of the one it registered with.
 
+use std::collections::BTreeSet;
+
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::authority::Error;
-use super::inspect;
+use super::{inspect, revocation};
 
 /// The certificate of an authority, and those that are trusted beside it while one takes over from another. The first
 /// one signs.
@@ -13,6 +15,8 @@ pub struct Trust {
     pem: String,
     der: Vec<u8>,
     others: Vec<Vec<u8>>,
+    lists: String,
+    revoked: BTreeSet<String>,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
 }
@@ -62,6 +66,8 @@ impl Trust {
             not_after: until,
             der,
             others,
+            lists: String::new(),
+            revoked: BTreeSet::new(),
         })
     }
 
@@ -78,6 +84,20 @@ impl Trust {
         all
     }
 
+    /// The same, with what the authorities have revoked: revocation lists, PEM, or nothing.
+    ///
+    /// # Errors
+    /// When one of them is none, or of another authority.
+    pub fn with_lists(self, lists: &str) -> Result<Self, Error> {
+        let all: Vec<&[u8]> = self.all().collect();
+        let revoked = revocation::named(lists, &all)?;
+        Ok(Self {
+            lists: lists.to_owned(),
+            revoked,
+            ..self
+        })
+    }
+
     /// One of them alone: the first that `is_it`, if it is fit.
     pub fn only(&self, is_it: impl Fn(&[u8]) -> bool, now: OffsetDateTime) -> Option<Self> {
         let is_it = |text: &&str| inspect::certificate_der(text).is_ok_and(|der| is_it(&der));
@@ -87,6 +107,21 @@ impl Trust {
     /// Every certificate as DER, the one first that signs.
     pub fn all(&self) -> impl Iterator<Item = &[u8]> {
         std::iter::once(&self.der).chain(&self.others).map(Vec::as_slice)
+    }
+
+    /// The revocation lists, PEM; nothing where nothing was revoked yet.
+    pub fn lists(&self) -> &str {
+        &self.lists
+    }
+
+    /// The serial numbers that they name.
+    pub(super) fn revoked(&self) -> &BTreeSet<String> {
+        &self.revoked
+    }
+
+    /// Whether a certificate, PEM, was taken back.
+    pub fn revokes(&self, certificate: &str) -> bool {
+        revocation::serial_of(certificate).is_some_and(|serial| self.revoked.contains(&serial))
     }
 
     /// As it was read.

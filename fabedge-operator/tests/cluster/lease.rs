@@ -7,6 +7,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::Api;
 use kube::api::PostParams;
 use kube::config::Kubeconfig;
+use rustix::process::Signal;
 use serde_json::json;
 
 use super::world::World;
@@ -76,4 +77,43 @@ fn who_cannot_begin_gives_the_lease_back() {
         .unwrap();
     let holder = lease.spec.unwrap().holder_identity.unwrap_or_default();
     assert_eq!(holder, "", "another may lead at once");
+}
+
+#[test]
+fn who_was_not_handed_the_lease_gives_out_documents_anew() {
+    let mut world = World::new("handed-over");
+    let place = world.start("one");
+    let map = format!("fabedge-agent-config-{}", world.edge(1));
+    let before = world.runtime.block_on(async {
+        world.add_connector().await;
+        world.add_edge(1).await;
+        world
+            .wait_until("there is a document", async || {
+                world.document(&map).await.is_some()
+            })
+            .await;
+        world.settle().await;
+        world.document(&map).await.unwrap().0.generation
+    });
+    assert!(world.terminate(place));
+
+    // Somebody who takes over at once knows that nothing is missing.
+    let place = world.start("two");
+    world.runtime.block_on(async {
+        world
+            .wait_until("two leads", async || world.said("two").contains("leading"))
+            .await;
+        world.settle().await;
+        assert_eq!(world.document(&map).await.unwrap().0.generation, before);
+    });
+    world.signal(place, Signal::KILL);
+    world.start("three");
+    world.runtime.block_on(async {
+        world
+            .wait_until("everybody has a newer document", async || {
+                let document = world.document(&map).await;
+                document.is_some_and(|(document, _)| document.generation > before)
+            })
+            .await;
+    });
 }

@@ -1,6 +1,7 @@
 //! The parsers at the boundary: what strangers, members, nodes and users send. A target takes any bytes, and panics
 //! when the parser does, or when what it let through is not what it promises.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use base64::Engine as _;
@@ -11,7 +12,8 @@ use fabedge_operator::federation::news::News;
 use fabedge_operator::federation::report::{Others, Owner, Report};
 use fabedge_operator::federation::token::{self, Said, Tokens};
 use fabedge_operator::observe::manifest;
-use fabedge_operator::pki::request;
+use fabedge_operator::pki::rotation::{Authorities, CERTIFICATE, Entries, KEY};
+use fabedge_operator::pki::{Authority, Revocations, request, revocation};
 use ipnet::IpNet;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::Value;
@@ -58,6 +60,14 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "client-certificate",
         run: client_certificate,
+    },
+    Target {
+        name: "revocation-lists",
+        run: revocation_lists,
+    },
+    Target {
+        name: "revoked",
+        run: revoked,
     },
 ];
 
@@ -180,5 +190,59 @@ fn client_certificate(data: &[u8]) {
             data.windows(name.len()).any(|bytes| bytes == name.as_bytes()),
             "{cluster}"
         );
+    }
+}
+
+/// Authorities, and what is kept of them.
+fn authorities() -> &'static (Entries, Authorities, OffsetDateTime) {
+    static KEPT: OnceLock<(Entries, Authorities, OffsetDateTime)> = OnceLock::new();
+    KEPT.get_or_init(|| {
+        let now = OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000);
+        let made = Authority::generate("fabedge", now).expect("there is randomness");
+        let entries = [(CERTIFICATE, made.certificate), (KEY, made.key)];
+        let entries = Entries::from(entries.map(|(name, text)| (name.to_owned(), text)));
+        let authorities = Authorities::load(&entries, now).expect("it is one");
+        (entries, authorities, now)
+    })
+}
+
+/// What a host says that its authorities have revoked, as a member reads it: PEM, or DER, of which PEM is
+/// made.
+fn revocation_lists(data: &[u8]) {
+    let (_, authorities, _) = authorities();
+    let pem = match std::str::from_utf8(data) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!(
+            "-----BEGIN X509 CRL-----\n{}\n-----END X509 CRL-----\n",
+            STANDARD.encode(data)
+        ),
+    };
+    if authorities.trust().clone().with_lists(&pem).is_ok() {
+        assert!(pem.trim().is_empty(), "nobody else has the key");
+    }
+}
+
+/// What is kept of revocations, and the annotation's serial numbers. What is read there comes out of lists again.
+fn revoked(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(read) = Revocations::read(text) {
+        assert_eq!(Revocations::read(&read.text()).expect("its own text"), read);
+    }
+    let (entries, _, now) = authorities();
+    let mut entries = entries.clone();
+    entries.insert("revoked".to_owned(), text.to_owned());
+    let Ok(authorities) = Authorities::load(&entries, *now) else {
+        return;
+    };
+    let serials: BTreeSet<String> = text.split([',', ' ']).filter_map(revocation::serial).collect();
+    let certificates: Vec<_> = serials.into_iter().map(|serial| (serial, None)).collect();
+    let (kept, failed) = authorities.revoke(&entries, &certificates, |_| true, *now);
+    assert!(failed.is_empty(), "{failed:?}");
+    if let Some(kept) = kept {
+        let all = Authorities::load(&kept, *now).expect("what was kept");
+        let (again, _) = all.revoke(&kept, &certificates, |_| true, *now);
+        assert_eq!(again, None, "everything is on a list");
     }
 }

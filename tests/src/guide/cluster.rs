@@ -37,8 +37,8 @@ pub struct Sheet {
     pub tools: PathBuf,
     /// How they reach the API server.
     pub kubeconfig: PathBuf,
-    /// The words before a node's name and `--` of a command that is to run there.
-    pub exec: Vec<String>,
+    /// The words of `cargo xtask k8s`, to which a subcommand is added.
+    pub xtask: Vec<String>,
     /// An image for pods of tests.
     pub image: String,
     /// The pod prefix of the cluster.
@@ -201,13 +201,25 @@ impl Cluster {
     /// # Errors
     /// When it fails.
     pub fn on(&self, node: &str, words: &[&str]) -> Result<String> {
-        let (program, before) = self.sheet.exec.split_first().context("the sheet has no exec")?;
+        let place = format!("{}.{node}", self.sheet.name);
+        let words = [&["exec", &place, "--"], words].concat();
+        self.xtask(&words).with_context(|| format!("on {node}"))
+    }
+
+    /// What `cargo xtask k8s` with these words prints.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn xtask(&self, words: &[&str]) -> Result<String> {
+        let (program, before) = self.sheet.xtask.split_first().context("the sheet has no xtask")?;
         let mut command = Command::new(program);
-        command
-            .args(before)
-            .args([&format!("{}.{node}", self.sheet.name), "--"])
-            .args(words);
-        command::must(&mut command, PATIENCE).with_context(|| format!("on {node}"))
+        command.args(before).args(words);
+        command::must(&mut command, PATIENCE)
+    }
+
+    /// A file in the folder in which commands run.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// What the agent of a node last reported.

@@ -240,7 +240,7 @@ impl Guide {
 }
 
 /// Has the document of edge1 changed.
-fn announce(cluster: &Cluster, change: usize) -> Result<()> {
+pub(super) fn announce(cluster: &Cluster, change: usize) -> Result<()> {
     let addresses = ["192.31.196.2,192.31.196.3", "192.31.196.2"][change % 2];
     cluster
         .kubectl(&format!(
@@ -250,7 +250,7 @@ fn announce(cluster: &Cluster, change: usize) -> Result<()> {
 }
 
 /// The generation of the document that an agent has applied.
-fn generation(cluster: &Cluster, node: &str) -> Result<u64> {
+pub(super) fn generation(cluster: &Cluster, node: &str) -> Result<u64> {
     cluster.status(node)?["generation"]
         .as_u64()
         .context("the agent reports no generation")

@@ -199,11 +199,17 @@ fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-/// Runs a command on a node of a control plane's, on our own terminal; returns its exit code.
-pub fn exec(state: &State, name: &str, words: &[String]) -> Result<i32> {
+/// An error where a control plane has no nodes.
+pub fn needed(state: &State) -> Result<()> {
     if !state.ground.is_there() {
         bail!("the control plane that is up has no nodes: end it, then `cargo xtask k8s up --nodes`");
     }
+    Ok(())
+}
+
+/// Runs a command on a node of a control plane's, on our own terminal; returns its exit code.
+pub fn exec(state: &State, name: &str, words: &[String]) -> Result<i32> {
+    needed(state)?;
     let layout = state.ground.layout()?;
     if !layout.nodes.iter().any(|node| node.name == name) {
         let known: Vec<&str> = layout.nodes.iter().map(|node| node.name).collect();

@@ -75,15 +75,42 @@ impl Plane {
             keep: false,
         };
         plane.state.ground.lay()?;
-        step("starting etcd and kube-apiserver", || plane.start_servers())?;
+        step("starting etcd and kube-apiserver", || plane.start_servers(None))?;
         step("starting kube-controller-manager and kube-scheduler", || {
             plane.start_controllers()
         })?;
         Ok(plane)
     }
 
-    fn start_servers(&mut self) -> Result<()> {
-        self.spawn(&programs::etcd(&self.programs, &self.seat, &self.files))?;
+    /// One that another command has started. It stays up when this value goes.
+    pub fn of(state: State, programs: &Path, seat: Seat, files: Files, interrupt: &Interrupt) -> Plane {
+        Plane {
+            programs: programs.to_owned(),
+            seat,
+            files,
+            state,
+            children: Vec::new(),
+            interrupt: interrupt.clone(),
+            keep: true,
+        }
+    }
+
+    /// Puts a backup in the place of what the store holds, and starts everything anew that knows what it held.
+    pub fn restore(&mut self, backup: &Path) -> Result<()> {
+        step("ending the control plane", || {
+            self.state.end_some(&programs::NAMES)?;
+            self.state.write(&self.files.folder)
+        })?;
+        step("starting etcd with the backup, and kube-apiserver", || {
+            self.start_servers(Some(backup))
+        })?;
+        step("starting kube-controller-manager and kube-scheduler", || {
+            self.start_controllers()
+        })
+    }
+
+    fn start_servers(&mut self, backup: Option<&Path>) -> Result<()> {
+        self.spawn(&programs::etcd(backup, &self.programs, &self.seat, &self.files))?;
         // It waits for etcd by itself.
         let api = programs::api_server(&self.programs, &self.seat, &self.files);
         self.spawn(&api)?;
@@ -363,13 +390,14 @@ mod tests {
         let seat = on_loopback().unwrap();
         prepare(&seat, &files, &[pki::kubelet("edge1")]).unwrap();
         assert!(files.kubeconfig(&pki::kubelet_file("edge1")).exists());
+        let bin = Path::new("/bin");
         for program in [
-            programs::etcd,
-            programs::api_server,
-            programs::controller_manager,
-            programs::scheduler,
+            programs::etcd(None, bin, &seat, &files),
+            programs::api_server(bin, &seat, &files),
+            programs::controller_manager(bin, &seat, &files),
+            programs::scheduler(bin, &seat, &files),
         ] {
-            for word in program(Path::new("/bin"), &seat, &files).words {
+            for word in program.words {
                 // What a program is told to read must have been made.
                 if let Some((_, file)) = word.split_once('=')
                     && file.starts_with(&*files.folder.to_string_lossy())

@@ -60,6 +60,11 @@ impl Seat {
         self.url("https", self.ports.api)
     }
 
+    /// etcd's address for clients.
+    pub fn etcd_url(&self) -> String {
+        self.url("http", self.ports.etcd)
+    }
+
     /// The controller manager's address.
     pub fn controllers_url(&self) -> String {
         self.url("https", self.ports.controllers)
@@ -129,6 +134,19 @@ pub const TOKENS: &str = "service-account";
 /// the process, however that ends.
 const ON_TMPFS: &str = r#"mount -t tmpfs -o mode=700 etcd "$0" && exec "$@""#;
 
+/// The same, with a backup in it.
+const ON_TMPFS_RESTORED: &str = r#"mount -t tmpfs -o mode=700 etcd "$0" &&
+ETCDCTL_API=3 etcdctl snapshot restore "$1" --data-dir="$0/data" \
+    --initial-cluster="default=$2" --initial-advertise-peer-urls="$2" && shift 2 && exec "$@""#;
+
+/// What a control plane consists of.
+pub const NAMES: [&str; 4] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+];
+
 /// One program of a control plane.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Program {
@@ -138,12 +156,19 @@ pub struct Program {
     pub words: Vec<String>,
 }
 
-/// The store. Nothing is worth a disk here: without one, a write does not wait for it either.
-pub fn etcd(programs: &Path, seat: &Seat, files: &Files) -> Program {
-    let clients = seat.url("http", seat.ports.etcd);
+/// The store, empty or with what a backup holds. Nothing is worth a disk here: without one, a write does not wait for it either.
+pub fn etcd(backup: Option<&Path>, programs: &Path, seat: &Seat, files: &Files) -> Program {
+    let clients = seat.etcd_url();
     let peers = seat.url("http", seat.ports.etcd_peers);
     let data = shown(&files.data());
-    let mut words = strings(&["unshare", "--mount", "sh", "-c", ON_TMPFS, &data]);
+    let mut words = strings(&["unshare", "--mount", "sh", "-c"]);
+    match backup {
+        None => words.extend([ON_TMPFS.to_owned(), data.clone()]),
+        Some(backup) => {
+            let backup = shown(backup);
+            words.extend([ON_TMPFS_RESTORED.to_owned(), data.clone(), backup, peers.clone()]);
+        }
+    }
     words.push(shown(&programs.join("etcd")));
     words.extend([
         option("data-dir", &format!("{data}/data")),
@@ -158,6 +183,14 @@ pub fn etcd(programs: &Path, seat: &Seat, files: &Files) -> Program {
         option("log-level", "warn"),
     ]);
     at(seat, "etcd", words)
+}
+
+/// Makes a backup of the store.
+pub fn back_up(seat: &Seat, file: &Path) -> Vec<String> {
+    let mut words = seat.entering();
+    words.extend(strings(&["env", "ETCDCTL_API=3", "etcdctl", "snapshot", "save"]));
+    words.extend([shown(file), option("endpoints", &seat.etcd_url())]);
+    words
 }
 
 /// The API server, with the authorization of a real cluster.
@@ -181,7 +214,7 @@ pub fn api_server(programs: &Path, seat: &Seat, files: &Files) -> Program {
                 "lease"
             },
         ),
-        option("etcd-servers", &seat.url("http", seat.ports.etcd)),
+        option("etcd-servers", &seat.etcd_url()),
         option("client-ca-file", &shown(&files.certificate(AUTHORITY))),
         option("authorization-mode", "Node,RBAC"),
         option("enable-admission-plugins", "NodeRestriction"),
@@ -343,9 +376,13 @@ mod tests {
     }
 
     fn all(seat: &Seat) -> Vec<Program> {
-        [etcd, api_server, controller_manager, scheduler]
-            .map(|program| program(Path::new("/bin"), seat, &files()))
-            .into()
+        let (bin, files) = (Path::new("/bin"), files());
+        vec![
+            etcd(None, bin, seat, &files),
+            api_server(bin, seat, &files),
+            controller_manager(bin, seat, &files),
+            scheduler(bin, seat, &files),
+        ]
     }
 
     #[test]

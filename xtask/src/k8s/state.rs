@@ -67,25 +67,41 @@ impl State {
         self.programs.iter().any(|program| program.process.lives())
     }
 
-    /// Ends what runs of it, waits until it is gone, and takes its ground away. Its data is worth nothing, so nobody is asked to save it.
+    /// Ends what runs of it, waits until it is gone, and takes its ground away. Its data is worth nothing, so nobody is asked
+    /// to save it.
     pub fn end(&self) -> Result<()> {
-        // The last one first: nobody complains of a missing server into a log.
-        for program in self.programs.iter().rev() {
-            program.process.kill();
-        }
-        let started = Instant::now();
-        while let Some(program) = self.programs.iter().find(|program| program.process.lives()) {
-            if started.elapsed() > END_PATIENCE {
-                bail!(
-                    "{} (process {}) still runs {END_PATIENCE:?} after it was killed",
-                    program.name,
-                    program.process.id
-                );
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        end(&self.programs)?;
         self.ground.remove()
     }
+
+    /// Ends the programs of these names, and forgets them.
+    pub fn end_some(&mut self, names: &[&str]) -> Result<()> {
+        let (some, others) = self
+            .programs
+            .drain(..)
+            .partition(|program| names.contains(&program.name.as_str()));
+        self.programs = others;
+        end(&some)
+    }
+}
+
+fn end(programs: &[Started]) -> Result<()> {
+    // The last one first: nobody complains of a missing server into a log.
+    for program in programs.iter().rev() {
+        program.process.kill();
+    }
+    let started = Instant::now();
+    while let Some(program) = programs.iter().find(|program| program.process.lives()) {
+        if started.elapsed() > END_PATIENCE {
+            bail!(
+                "{} (process {}) still runs {END_PATIENCE:?} after it was killed",
+                program.name,
+                program.process.id
+            );
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn file(folder: &Path) -> PathBuf {

@@ -18,6 +18,9 @@ use crate::progress::{Log, step};
 /// What compiles it (Kubernetes 1.20 was written for Go 1.15; this is the oldest that Debian 12 has), and what gives it a
 /// network namespace.
 pub const PACKAGES: &[&str] = &["golang-1.19-go", "iproute2"];
+
+/// What makes backups of the store and brings them back.
+pub const BACKUP_PACKAGES: &[&str] = &["etcd-client"];
 const GO: &str = "/usr/lib/go-1.19/bin/go";
 
 /// The version that every program reports, and that clients choose their ways by.

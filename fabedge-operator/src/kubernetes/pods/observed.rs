@@ -32,7 +32,6 @@ pub struct AgentPod {
 impl AgentPod {
     /// Takes what matters.
     pub fn of(pod: &Pod) -> Self {
-        let annotation = |key: &str| pod.annotations().get(key).cloned().unwrap_or_default();
         Self {
             uid: pod.uid().unwrap_or_default(),
             owner: objects::owner(pod),
@@ -40,8 +39,8 @@ impl AgentPod {
             deleted: moment(pod.metadata.deletion_timestamp.as_ref()),
             ready: ready(pod),
             ended: ended(pod),
-            hash: annotation(template::SPEC_HASH),
-            document: annotation(template::DOCUMENT_HASH),
+            hash: annotation(pod, template::SPEC_HASH),
+            document: annotation(pod, template::DOCUMENT_HASH),
         }
     }
 }
@@ -53,6 +52,8 @@ pub struct ConnectorPod {
     pub ready: bool,
     /// Where it runs, or is going to; none once it is on its way out.
     pub node: Option<String>,
+    /// Which certificate its kubelet was told of, see [`super::plan`].
+    pub certificate: String,
 }
 
 impl ConnectorPod {
@@ -63,8 +64,13 @@ impl ConnectorPod {
         Self {
             ready: ready(pod),
             node: node.filter(|_| !leaves),
+            certificate: annotation(pod, template::DOCUMENT_HASH),
         }
     }
+}
+
+fn annotation(pod: &Pod, key: &str) -> String {
+    pod.annotations().get(key).cloned().unwrap_or_default()
 }
 
 /// The node whose agent a pod runs, if it runs one.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use time::{Duration, OffsetDateTime};
 
-use super::observed::AgentPod;
+use super::observed::{AgentPod, ConnectorPod};
 use super::template::Hash;
 
 /// How many pods are replaced at a time. Each costs its node some seconds of its tunnels.
@@ -45,6 +45,10 @@ pub struct State<'a> {
     pub keep: Option<&'a BTreeSet<String>>,
     /// By node.
     pub pods: &'a BTreeMap<String, AgentPod>,
+    /// Pods of the connector by their names.
+    pub connectors: &'a BTreeMap<String, ConnectorPod>,
+    /// Hash of the connector's certificate, once it has one. Its document comes by another way.
+    pub certificate: Option<&'a str>,
     /// Nodes of which something is under way, or has just failed.
     pub busy: &'a BTreeSet<String>,
     /// When a pod was touched for the first time.
@@ -56,6 +60,8 @@ pub struct State<'a> {
 pub enum Action {
     /// Annotate it with this, so that its kubelet looks for the new document.
     Touch(String),
+    /// The same for a pod of the connector, by its own name and not by that of a node, and for its certificate.
+    TouchConnector(String),
     /// Give it the template's images.
     Patch,
     /// Make it.
@@ -122,7 +128,17 @@ pub fn plan(state: &State<'_>, now: OffsetDateTime) -> Plan {
             _ => {}
         }
         let touched = state.touched.get(name).copied();
-        plan.nudge(name, pod, &want.document, touched, now);
+        plan.nudge(name, [&pod.document, &want.document], touched, now, Action::Touch);
+    }
+    for (name, pod) in state.connectors {
+        if let Some(wanted) = state.certificate
+            && pod.node.is_some()
+            && !state.busy.contains(name)
+        {
+            let touched = state.touched.get(name).copied();
+            let hashes = [&pod.certificate, wanted];
+            plan.nudge(name, hashes, touched, now, Action::TouchConnector);
+        }
     }
     for name in state.pods.keys().filter(|name| !state.wanted.contains_key(*name)) {
         let pod = &state.pods[name];
@@ -158,21 +174,21 @@ impl Plan {
     fn nudge(
         &mut self,
         name: &str,
-        pod: &AgentPod,
-        document: &str,
+        [told, wanted]: [&str; 2],
         touched: Option<OffsetDateTime>,
         now: OffsetDateTime,
+        touch: fn(String) -> Action,
     ) {
-        if pod.document == document {
+        if told == wanted {
             return;
         }
-        let once = format!("{document}{ONCE}");
-        if pod.document != once {
-            return self.act(Action::Touch(once), name);
+        let once = format!("{wanted}{ONCE}");
+        if told != once {
+            return self.act(touch(once), name);
         }
         match touched.map(|at| at + BETWEEN_TOUCHES).filter(|due| now < *due) {
             Some(due) => self.wake(due),
-            None => self.act(Action::Touch(document.to_owned()), name),
+            None => self.act(touch(wanted.to_owned()), name),
         }
     }
 }

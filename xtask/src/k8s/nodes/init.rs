@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Signal, WaitOptions, wait};
 use serde::{Deserialize, Serialize};
 
 use super::files::{CONTAINERD_CONFIG, CONTAINERD_SOCKET, KUBELET_CONFIG, KUBELET_KUBECONFIG};
@@ -78,13 +78,14 @@ pub fn run(folder: &Path) -> Result<()> {
     let [containerd_log, kubelet_log] = logs;
     let containerd = start(
         Command::new("containerd").args(["--config", CONTAINERD_CONFIG]),
-        containerd_log,
+        &containerd_log,
     )?;
     wait_for(Path::new(CONTAINERD_SOCKET))?;
     import(&order)?;
-    let kubelet = start(&mut kubelet(&order), kubelet_log)?;
+    let start_kubelet = || start(&mut kubelet(&order), &kubelet_log);
+    let kubelet = start_kubelet()?;
     std::fs::write(Path::new(BOX).join(READY), "").context("telling that the node is up")?;
-    serve(&[("containerd", containerd), ("kubelet", kubelet)])
+    serve(&containerd, kubelet, start_kubelet)
 }
 
 /// The root, with everything from outside in it that the node needs.
@@ -181,13 +182,13 @@ fn import(order: &Order) -> Result<()> {
     Ok(())
 }
 
-fn start(command: &mut Command, log: File) -> Result<Child> {
+fn start(command: &mut Command, log: &File) -> Result<Child> {
     command
         .env_clear()
         .envs([("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
-        .stderr(log)
+        .stderr(log.try_clone()?)
         .spawn()
         .with_context(|| format!("starting {}", command.get_program().display()))
 }
@@ -206,12 +207,20 @@ fn wait_for(socket: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes every ended process away. A node whose kubelet or runtime has ended is none: this ends with an error then.
-fn serve(programs: &[(&str, Child)]) -> Result<()> {
+/// Takes every ended process away. A kubelet that somebody ended by SIGTERM is started anew, as systemd would. A node whose
+/// kubelet or runtime has ended otherwise is none: this ends with an error then.
+fn serve(containerd: &Child, mut kubelet: Child, start: impl Fn() -> Result<Child>) -> Result<()> {
     loop {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let ended = |child: &Child| i32::try_from(child.id()) == Ok(pid.as_raw_nonzero().get());
-            if let Some((name, _)) = programs.iter().find(|(_, child)| ended(child)) {
+            let asked =
+                status.exit_status() == Some(0) || status.terminating_signal() == Some(Signal::TERM.as_raw());
+            if ended(&kubelet) && asked {
+                kubelet = start()?;
+            } else if let Some((name, _)) = [("containerd", containerd), ("kubelet", &kubelet)]
+                .into_iter()
+                .find(|(_, child)| ended(child))
+            {
                 bail!("{name} ended ({status:?}), and the node with it: see its log");
             }
         }

@@ -19,7 +19,7 @@ struct Sheet {
     repo: PathBuf,
     tools: PathBuf,
     kubeconfig: PathBuf,
-    exec: Vec<String>,
+    xtask: Vec<String>,
     image: &'static str,
     cluster_cidr: &'static str,
     service_cidr: &'static str,
@@ -59,19 +59,18 @@ pub fn write(state: &State, places: &Places, files: &Files) -> Result<()> {
         };
         nodes.insert(node.name, described);
     }
-    let exec = [
+    let xtask = [
         std::env::current_exe().context("finding this program")?,
         "--cache".into(),
         places.cache.clone(),
         "k8s".into(),
-        "exec".into(),
     ];
     let sheet = Sheet {
         name: layout.name,
         repo: places.repo.clone(),
         tools: files.tools(),
         kubeconfig: files.kubeconfig(pki::ADMIN),
-        exec: exec
+        xtask: xtask
             .iter()
             .map(|word| word.to_string_lossy().into_owned())
             .collect(),

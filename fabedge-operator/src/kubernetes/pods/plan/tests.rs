@@ -52,6 +52,7 @@ struct World {
     keep: Option<BTreeSet<String>>,
     busy: BTreeSet<String>,
     touched: BTreeMap<String, OffsetDateTime>,
+    connectors: BTreeMap<String, ConnectorPod>,
 }
 
 impl World {
@@ -66,6 +67,8 @@ impl World {
             wanted: &self.wanted,
             keep: self.keep.as_ref(),
             pods: &self.pods,
+            connectors: &self.connectors,
+            certificate: Some("c"),
             busy: &self.busy,
             touched: &self.touched,
         };
@@ -296,4 +299,35 @@ fn the_pod_of_an_offline_node_is_replaced_when_it_is_back() {
     assert_eq!(world.plan().actions, []);
     world.wanted.get_mut("edge1").unwrap().online = true;
     assert_eq!(world.deleted(), ["edge1"]);
+}
+
+#[test]
+fn kubelets_of_the_connector_are_told_twice_of_another_certificate() {
+    let pod = |node: Option<&str>, certificate: &str| ConnectorPod {
+        ready: true,
+        node: node.map(str::to_owned),
+        certificate: certificate.to_owned(),
+    };
+    let touch = |text: &str| Some(Action::TouchConnector(text.to_owned()));
+    for (pod, touched, wanted) in [
+        (pod(Some("n"), "c"), None, None),
+        (pod(Some("n"), ""), None, touch("c-1")),
+        (pod(Some("n"), "c-1"), ago(1), None),
+        (pod(Some("n"), "c-1"), ago(3), touch("c")),
+        (pod(None, ""), None, None),
+    ] {
+        let what = format!("{pod:?}");
+        let name = "fabedge-connector-7".to_owned();
+        let world = World {
+            touched: touched.map(|at| (name.clone(), at)).into_iter().collect(),
+            connectors: BTreeMap::from([(name, pod)]),
+            ..World::default()
+        };
+        let actions = world.plan().actions;
+        assert_eq!(
+            actions.into_iter().next().map(|(action, _)| action),
+            wanted,
+            "{what}"
+        );
+    }
 }
