@@ -277,6 +277,10 @@ annotations:
       drop: [ALL]
       add: [NET_ADMIN, NET_BIND_SERVICE]
     {{- end }}
+  {{- with .Values.strongswan.resources }}
+  resources:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   volumeMounts:
   - name: run
     mountPath: /run
