@@ -19,10 +19,12 @@ use fabedge_ebpf::{
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 const BPF_NOEXIST: u64 = 1;
 
+/// What programs look IPv4 addresses up in.
 #[btf_map(name = "routes4")]
-static ROUTES4: LpmTrie<[u8; 4], Route, { capacity::ROUTES }> = LpmTrie::new();
+pub static ROUTES4: LpmTrie<[u8; 4], Route, { capacity::ROUTES }> = LpmTrie::new();
+/// The same for IPv6.
 #[btf_map(name = "routes6")]
-static ROUTES6: LpmTrie<[u8; 16], Route, { capacity::ROUTES }> = LpmTrie::new();
+pub static ROUTES6: LpmTrie<[u8; 16], Route, { capacity::ROUTES }> = LpmTrie::new();
 #[btf_map(name = "pods4")]
 static PODS4: HashMap<[u8; 4], Pod, { capacity::PODS }, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "pods6")]

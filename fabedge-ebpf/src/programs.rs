@@ -49,7 +49,7 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 }
 
 #[inline(never)]
-fn pod_egress_of<F: Parse + Hop>(packet: Packet) -> i32
+pub fn pod_egress_of<F: Parse + Hop>(packet: Packet) -> i32
 where
     Maps: Tables<F>,
 {
@@ -106,7 +106,7 @@ pub fn tun_ingress(ctx: TcContext) -> i32 {
 }
 
 #[inline(never)]
-fn tunnel_ingress_of<F: Parse + Hop, const XFRM: bool>(packet: Packet) -> i32
+pub fn tunnel_ingress_of<F: Parse + Hop, const XFRM: bool>(packet: Packet) -> i32
 where
     Maps: Tables<F>,
 {

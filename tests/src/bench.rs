@@ -1,6 +1,7 @@
 //! The benchmark: subsets that measure, and one shape for what they measured. `cargo xtask bench` runs a subset in the
 //! machine that it needs.
 
+pub mod decision;
 pub mod path;
 pub mod plot;
 pub mod report;
@@ -36,11 +37,18 @@ pub struct Subset {
 }
 
 /// All of them.
-pub const SUBSETS: &[Subset] = &[Subset {
-    name: "path",
-    about: path::ABOUT,
-    run: path::run,
-}];
+pub const SUBSETS: &[Subset] = &[
+    Subset {
+        name: "decision",
+        about: decision::ABOUT,
+        run: decision::run,
+    },
+    Subset {
+        name: "path",
+        about: path::ABOUT,
+        run: path::run,
+    },
+];
 
 /// Runs a subset and writes what it measured into a folder: `report.json`, `report.md` and `plot.svg`.
 ///

@@ -15,6 +15,8 @@ use crate::{build, setup};
 /// The subsets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Subset {
+    /// ns to find the route of a packet, on this kernel: the fast path, the kernel's trie, a hash
+    Decision,
     /// Instructions per packet, pod to pod: the predecessor's way, ours, WireGuard's, and the floor
     Path,
 }
@@ -29,6 +31,7 @@ impl Subset {
     /// What it needs.
     fn machine(self) -> Options {
         match self {
+            Subset::Decision => Options::on(Kernel::Host),
             Subset::Path => Options {
                 icount: true,
                 ..Options::on(Kernel::V6_12)
@@ -72,6 +75,7 @@ pub fn bench(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> R
     }
     setup::ensure(places)?;
     build::all(places)?;
+    build::compared(places)?;
     let mut reports = serde_json::Map::new();
     for subset in subsets {
         interrupt.check()?;
@@ -91,7 +95,9 @@ fn measure(places: &Places, subset: Subset, arguments: &Arguments, interrupt: &I
     options.kernel = arguments.kernel.unwrap_or(options.kernel);
     let kernel = options.kernel;
     eprintln!("\n== {name}, kernel {}", kernel.name());
-    let machine = Machine::boot(places, &options, &build::host_files(places), interrupt)?;
+    let mut files = build::host_files(places);
+    files.push(("fabedge-bench.o".to_owned(), places.bench_object()));
+    let machine = Machine::boot(places, &options, &files, interrupt)?;
     let mut command = words(&["/host/fabedge-lab", "bench", &name, "--out", "/out/bench"]);
     command.extend(arguments.more.iter().cloned());
     let code = machine.run(&command, &environment(kernel))?;

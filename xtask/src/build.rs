@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the eBPF object, then the programs that embed and use it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -31,22 +31,33 @@ pub fn all(places: &Places) -> Result<()> {
     })
 }
 
-/// Builds the eBPF object; its file stays untouched when nothing changed, so that the agent is not built again.
+/// Builds the eBPF object.
 pub fn ebpf(places: &Places) -> Result<()> {
+    object(places, "fabedge-ebpf", &places.ebpf_object())
+}
+
+/// Builds the eBPF object of what the benchmark compares.
+pub fn compared(places: &Places) -> Result<()> {
+    object(places, "fabedge-bench", &places.bench_object())
+}
+
+/// Builds an eBPF object; its file stays untouched when nothing changed, so that the agent is not built again.
+fn object(places: &Places, name: &str, object: &Path) -> Result<()> {
     let toolchain = Bpf::find(places)?;
     let target = places.target.join("ebpf");
     step(
-        &format!("building the eBPF object with {}", toolchain.name()),
+        &format!("building the eBPF object {name} with {}", toolchain.name()),
         || {
             let mut build = toolchain.cargo("build");
-            build.args(["--quiet", "--release", "--target-dir"]).arg(&target);
+            build
+                .args(["--quiet", "--release", "--bin", name, "--target-dir"])
+                .arg(&target);
             attached(build.current_dir(places.repo.join("fabedge-ebpf")))?;
-            let built = Bpf::artifact(&target, "fabedge-ebpf");
+            let built = Bpf::artifact(&target, name);
             let content = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-            let object = places.ebpf_object();
-            if std::fs::read(&object).ok().as_ref() != Some(&content) {
+            if std::fs::read(object).ok().as_ref() != Some(&content) {
                 std::fs::create_dir_all(object.parent().context("a path without a folder")?)?;
-                std::fs::write(&object, content).with_context(|| format!("writing {}", object.display()))?;
+                std::fs::write(object, content).with_context(|| format!("writing {}", object.display()))?;
             }
             Ok(())
         },

@@ -42,6 +42,11 @@ impl Places {
         self.target.join("bpf/fabedge-ebpf.o")
     }
 
+    /// The compiled eBPF object of what the benchmark compares.
+    pub fn bench_object(&self) -> PathBuf {
+        self.target.join("bpf/fabedge-bench.o")
+    }
+
     /// Where long commands write.
     pub fn log(&self, name: &str) -> PathBuf {
         self.cache.join("logs").join(format!("{name}.log"))
