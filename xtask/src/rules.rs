@@ -44,6 +44,7 @@ const UNSAFE: &[&str] = &[
     "fabedge-agent/src/datapath/values.rs",
     "fabedge-agent/tests/bpf/tun.rs",
     "fabedge-agent/tests/netns/space.rs",
+    "fabedge-ebpf/src/bench/compared.rs",
     "fabedge-ebpf/src/maps.rs",
     "fabedge-ebpf/src/packet.rs",
     "fabedge-ebpf/src/programs.rs",
