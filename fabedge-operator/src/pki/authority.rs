@@ -85,8 +85,8 @@ pub enum Error {
     SelfCheck(String),
     /// What is kept of revocations is broken.
     #[error(
-        "the entry `revoked` has the line {0:?}, which is not a serial number, a time and a name: mend it, or take it out \
-         if that certificate is to be good again"
+        "the entry `revoked` has the line {0:?}, which is not a serial number, a time, authorities and perhaps a name: mend it, \
+         or take it out if that certificate is to be good again"
     )]
     Revoked(String),
     /// Revocation lists that cannot be used.

@@ -134,9 +134,7 @@ impl Revocations {
 
 /// The serial number of a certificate, PEM.
 pub fn serial_of(certificate: &str) -> Option<String> {
-    let der = inspect::certificate_der(certificate).ok()?;
-    let (_, parsed) = X509Certificate::from_der(&der).ok()?;
-    Some(digits(parsed.raw_serial()))
+    revocation_of(certificate).map(|(serial, _)| serial)
 }
 
 /// The serial number of a certificate, PEM, and the name that it is for.

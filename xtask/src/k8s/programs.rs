@@ -156,7 +156,8 @@ pub struct Program {
     pub words: Vec<String>,
 }
 
-/// The store, empty or with what a backup holds. Nothing is worth a disk here: without one, a write does not wait for it either.
+/// The store, empty or with what a backup holds. Nothing is worth a disk here: without one, a write does not wait for it
+/// either.
 pub fn etcd(backup: Option<&Path>, programs: &Path, seat: &Seat, files: &Files) -> Program {
     let clients = seat.etcd_url();
     let peers = seat.url("http", seat.ports.etcd_peers);
