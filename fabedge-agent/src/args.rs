@@ -96,6 +96,10 @@ pub struct RunArgs {
     /// Whether eBPF programs steer pod traffic. Off, the kernel's slow path carries everything.
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub fast_path: Switch,
+    /// Whether a connector spreads ESP over its CPUs, by XDP on its uplinks. Auto: where an uplink has fewer receive queues
+    /// than there are CPUs.
+    #[arg(long, value_enum, default_value_t = SpreadChoice::Auto)]
+    pub spread_esp: SpreadChoice,
     /// Masquerade what edge pods send to the outside world.
     #[arg(long, env = "MASQ_OUTGOING", default_value_t = true, action = clap::ArgAction::Set)]
     pub masq_outgoing: bool,
@@ -135,6 +139,18 @@ pub enum Switch {
     /// On.
     On,
     /// Off.
+    Off,
+}
+
+/// Whether ESP is spread over CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SpreadChoice {
+    /// Where it pays.
+    #[default]
+    Auto,
+    /// Wherever it can be.
+    On,
+    /// Nowhere.
     Off,
 }
 

@@ -5,20 +5,26 @@
 //! puts them in the place of the old ones, hook by hook, without a gap.
 
 mod bpffs;
+pub mod fib;
 mod hooks;
 mod maps;
 mod plan;
 pub mod pods;
 mod programs;
+mod queues;
 pub mod read;
-mod values;
+pub mod reception;
+pub mod tables;
+pub mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use fabedge_common::abi::POD_LEARNING;
+use fabedge_common::abi::fib::{FAMILIES, IPV4, IPV6};
+use fabedge_common::abi::{POD_LEARNING, Route};
+use ipnet::IpNet;
 use tracing::{info, warn};
 
 use crate::desired::datapath::{Datapath as Desired, Hook, LocalPods};
@@ -28,6 +34,7 @@ use bpffs::Pinboard;
 use maps::{Found, Maps};
 use plan::{Actual, Load, Pins, Plan};
 use programs::{Mode, Programs};
+use tables::Grace;
 
 /// The programs and maps, as built by `cargo xtask build`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FABEDGE_EBPF_OBJECT"));
@@ -63,12 +70,22 @@ pub struct Datapath {
     mode: Option<Mode>,
     netlink: Option<rtnetlink::Handle>,
     programs: Option<Programs>,
+    /// What the route maps say.
+    routes: BTreeMap<IpNet, Route>,
+    /// The families whose forwarding tables say the same.
+    compiled: BTreeSet<u32>,
+    /// What is left of the kernel's waits for programs that read tables before those.
+    graces: Vec<Grace>,
     enabled: bool,
     /// Why the slow path carries everything.
     unavailable: Option<String>,
     /// Since when pods have been learning.
     learning: BTreeMap<IpAddr, Instant>,
     foreign: BTreeSet<String>,
+    /// Uplinks on which XDP was refused, and why: asking again would reset the NIC again.
+    refused: BTreeMap<Hook, String>,
+    /// How ESP is spread over CPUs, by uplink.
+    spread: BTreeMap<String, String>,
 }
 
 impl Datapath {
@@ -80,10 +97,15 @@ impl Datapath {
             mode: None,
             netlink: None,
             programs: None,
+            routes: BTreeMap::new(),
+            compiled: BTreeSet::new(),
+            graces: Vec::new(),
             enabled: false,
             unavailable: None,
             learning: BTreeMap::new(),
             foreign: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            spread: BTreeMap::new(),
         }
     }
 
@@ -116,10 +138,23 @@ impl Datapath {
         &self.foreign
     }
 
+    /// Whether ESP that arrives on an uplink is spread over CPUs, or why not, by the uplink's name; on connectors only.
+    pub fn spread(&self) -> &BTreeMap<String, String> {
+        &self.spread
+    }
+
     /// When a pod will have learned enough, if one is learning.
     pub fn next_attempt(&self) -> Option<Duration> {
         let due = self.learning.values().min()?.checked_add(self.options.learning)?;
         Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Plans what leads from `before`, which is in the maps, to `after`.
+    pub fn change(&self, before: &Desired, after: &Desired) -> Plan {
+        if self.programs.is_none() {
+            return Plan::default();
+        }
+        plan::change(before, after)
     }
 
     fn netlink(&mut self) -> Result<&rtnetlink::Handle, hooks::Error> {
@@ -140,6 +175,11 @@ impl Datapath {
             Found::Ours(maps) => (maps.routes()?, maps.pods()?, maps.peer_ids()?),
             Found::Nothing | Found::Other(_) => Default::default(),
         };
+        self.routes.clone_from(&routes);
+        let (sas, cpus) = match &found {
+            Found::Ours(maps) => (maps.queues.sas()?, maps.queues.cpus()?),
+            Found::Nothing | Found::Other(_) => Default::default(),
+        };
         let mode = self.mode();
         let board = self.board.clone();
         let hooks = hooks::find(mode, &board, self.netlink()?, &desired.hooks).await?;
@@ -150,17 +190,42 @@ impl Datapath {
             );
         }
         self.foreign = hooks.foreign;
+        let mut barred = self.refused.clone();
+        barred.extend(hooks.taken);
+        self.tell_spread(desired, &hooks.ours, &barred);
         Ok(Actual {
             bare: pins == Pins::Absent && self.board.is_bare(),
             pins,
             loaded: self.programs.is_some(),
             learned: self.learned(&pods),
+            compiled: self.compiled.len() == FAMILIES,
             routes,
             pods,
             peers,
             hooks: hooks.ours,
             dead: hooks.dead,
+            barred: barred.into_keys().collect(),
+            sas,
+            cpus,
         })
+    }
+
+    fn tell_spread(&mut self, desired: &Desired, ours: &BTreeSet<Hook>, barred: &BTreeMap<Hook, String>) {
+        let cpus: Vec<String> = desired.spread.cpus.iter().map(ToString::to_string).collect();
+        let mut spread = desired.spread.not.clone();
+        for hook in desired.hooks.iter().filter(|hook| hook.entry.is_xdp()) {
+            if ours.contains(hook) {
+                spread.insert(hook.device.clone(), format!("over CPUs {}", cpus.join(", ")));
+            } else if let Some(why_not) = barred.get(hook) {
+                spread.insert(hook.device.clone(), format!("not spread: {why_not}"));
+            }
+        }
+        for (device, how) in &spread {
+            if self.spread.get(device) != Some(how) {
+                info!(device, how, "ESP, whether spread");
+            }
+        }
+        self.spread = spread;
     }
 
     /// Keeps the account of who learns, and tells who has done so for long enough.
@@ -236,13 +301,23 @@ impl Datapath {
                 maps.add_peer(*reqid),
             ));
         }
-        for (net, route) in &plan.routes.set {
-            outcomes.push(Outcome::new(
-                "set",
-                format!("route {net}"),
-                maps.set_route(net, *route),
-            ));
+        if plan.load.is_some() {
+            self.compiled.clear();
         }
+        for (net, route) in &plan.routes.set {
+            let result = maps.set_route(net, *route);
+            if result.is_ok() {
+                self.routes.insert(*net, *route);
+                self.compiled.remove(&fib::family(net));
+            }
+            outcomes.push(Outcome::new("set", format!("route {net}"), result));
+        }
+        // Where others are to go, that is done once when they have gone: what is new takes the slow path until then.
+        if plan.load.is_some() || plan.routes.remove.is_empty() {
+            outcomes.extend(self.compile(&mut maps));
+        }
+        // The queues before what fills them.
+        outcomes.extend(self.set_queues(plan, &mut maps));
         let failed = self.attach(plan, &mut outcomes);
         if let Some(Load::Migrate { .. }) = plan.load {
             outcomes.push(Outcome::new(
@@ -270,6 +345,42 @@ impl Datapath {
         outcomes
     }
 
+    fn set_queues(&mut self, plan: &Plan, maps: &mut Maps) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        for cpu in plan.queues.set.keys() {
+            let result = match self.programs.as_mut().map(Programs::uplink_cpu) {
+                Some(Ok(program)) => maps.queues.set_cpu(*cpu, program).map_err(Error::from),
+                Some(Err(error)) => Err(error.into()),
+                None => continue,
+            };
+            outcomes.push(Outcome::new("make", format!("the queue of CPU {cpu}"), result));
+        }
+        for (id, sa) in &plan.sas.set {
+            let object = format!("CPU {} for SA {:#x}", sa.cpu, u32::from_be_bytes(id.spi));
+            outcomes.push(Outcome::new("set", object, maps.queues.set_sa(*id, *sa)));
+        }
+        outcomes
+    }
+
+    /// Compiles the tables that do not say what the maps say.
+    fn compile(&mut self, maps: &mut Maps) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        if self.compiled.len() < FAMILIES {
+            self.graces.drain(..).for_each(Grace::end);
+        }
+        for (family, name) in [(IPV4, "IPv4"), (IPV6, "IPv6")] {
+            if self.compiled.contains(&family) {
+                continue;
+            }
+            let result = maps.compile(family, &self.routes).map(|grace| {
+                self.compiled.insert(family);
+                self.graces.extend(grace);
+            });
+            outcomes.push(Outcome::new("compile", format!("the {name} routes"), result));
+        }
+        outcomes
+    }
+
     /// Attaches what the plan says. Returns the hooks without a program of ours.
     fn attach(&mut self, plan: &Plan, outcomes: &mut Vec<Outcome>) -> Vec<Hook> {
         let mut failed: Vec<Hook> = Vec::new();
@@ -287,6 +398,12 @@ impl Datapath {
                 continue;
             }
             let result = programs.attach(hook, &self.board);
+            if let (Err(error), true) = (&result, hook.entry.is_xdp()) {
+                // No driver has to have it; then ESP stays where it arrives.
+                self.refused
+                    .insert(hook.clone(), format!("no XDP in its driver: {}", chain(error)));
+                continue;
+            }
             if result.is_err() {
                 failed.push(hook.clone());
             }
@@ -310,12 +427,14 @@ impl Datapath {
                         ));
                     }
                     for net in &plan.routes.remove {
-                        outcomes.push(Outcome::new(
-                            "remove",
-                            format!("route {net}"),
-                            maps.remove_route(net),
-                        ));
+                        let result = maps.remove_route(net);
+                        if result.is_ok() {
+                            self.routes.remove(net);
+                            self.compiled.remove(&fib::family(net));
+                        }
+                        outcomes.push(Outcome::new("remove", format!("route {net}"), result));
                     }
+                    outcomes.extend(self.compile(&mut maps));
                     for reqid in &plan.peers.remove {
                         let result = maps.remove_peer(*reqid);
                         outcomes.push(Outcome::new("remove", format!("peer with reqid {reqid}"), result));
@@ -332,6 +451,12 @@ impl Datapath {
                 programs::detach(hook, &self.board, mode),
             ));
         }
+        if !(plan.queues.remove.is_empty() && plan.sas.remove.is_empty()) {
+            match maps::open(&self.board) {
+                Ok(mut maps) => outcomes.extend(remove_queues(plan, &mut maps)),
+                Err(error) => outcomes.push(Outcome::new("open", "the maps", Err(error))),
+            }
+        }
         if plan.unpin {
             self.programs = None;
             outcomes.push(Outcome::new(
@@ -342,6 +467,19 @@ impl Datapath {
         }
         outcomes
     }
+}
+
+fn remove_queues(plan: &Plan, maps: &mut Maps) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for id in &plan.sas.remove {
+        let object = format!("SA {:#x}", u32::from_be_bytes(id.spi));
+        outcomes.push(Outcome::new("forget", object, maps.queues.remove_sa(*id)));
+    }
+    for cpu in &plan.queues.remove {
+        let object = format!("the queue of CPU {cpu}");
+        outcomes.push(Outcome::new("remove", object, maps.queues.remove_cpu(*cpu)));
+    }
+    outcomes
 }
 
 /// An error with its causes on one line.

@@ -1,16 +1,19 @@
 //! Desired state: document + host facts + role + options -> one value per subsystem. Pure.
 
+pub mod change;
 pub mod cni;
 pub mod datapath;
 pub mod firewall;
 pub mod links;
+pub mod paths;
 pub mod routes;
+pub mod spread;
 pub mod sysctl;
 pub mod tunnels;
 
 use fabedge_common::config::{NodeConfig, Problem};
 
-use crate::args::{Role, RunArgs, Switch};
+use crate::args::{Role, RunArgs, SpreadChoice, Switch};
 use crate::facts::Facts;
 
 /// What the desired state depends on besides document and host.
@@ -20,6 +23,8 @@ pub struct Options {
     pub masq_outgoing: bool,
     /// Whether eBPF programs steer pod traffic.
     pub fast_path: bool,
+    /// Whether ESP is spread over CPUs.
+    pub spread_esp: SpreadChoice,
 }
 
 impl Options {
@@ -28,6 +33,7 @@ impl Options {
         Self {
             masq_outgoing: args.masq_outgoing,
             fast_path: args.fast_path == Switch::On,
+            spread_esp: args.spread_esp,
         }
     }
 }
@@ -61,7 +67,10 @@ impl Desired {
         options: &Options,
     ) -> Self {
         let tunnels = tunnels::Tunnels::new(config, facts);
-        let datapath = datapath::datapath(config, facts, pods, options.fast_path);
+        let mut datapath = datapath::datapath(config, facts, pods, options.fast_path);
+        if datapath.enabled {
+            datapath.spread_esp(config, facts, options.spread_esp);
+        }
         match role {
             Role::Edge => Self {
                 sysctl: sysctl::edge(config, facts),

@@ -16,12 +16,16 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::args::Role;
+use crate::memory;
 use crate::source::{self, Current, Origin};
 use crate::status::Status;
 pub use pass::Subsystems;
 
 /// Events that arrive within this time are taken together.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// How many times as long as a pass took it is until the next one, if nothing but notices asks for it.
+const PAUSES: u32 = 2;
 
 /// After this many passes in a row that all changed something, the engine waits for the next event or resync:
 /// somebody else keeps changing what we change.
@@ -56,20 +60,27 @@ pub async fn run(
         settings,
         status,
         known: BTreeMap::new(),
+        generation: None,
         passes: 0,
     };
     let mut consecutive = 0;
     tokio::pin!(stop);
     loop {
         let current = source.borrow_and_update().clone();
+        let started = Instant::now();
         let changed = match &current.config {
             Some((config, origin)) => {
-                let started = Instant::now();
-                let settings = &reporter.settings;
-                let report = subsystems
-                    .reconcile(settings.role, config, &settings.options)
-                    .await;
+                let Settings { role, options, .. } = &reporter.settings;
+                let report = match subsystems.change(*role, config, options).await {
+                    Some(report) => report,
+                    None => subsystems.reconcile(*role, config, options).await,
+                };
                 let changed = report.changed;
+                if reporter.generation != Some(config.generation) && report.problems.is_empty() {
+                    reporter.generation = Some(config.generation);
+                    let seconds = current.seen.map(|seen| seen.elapsed().as_secs_f64());
+                    info!(generation = config.generation, seconds, "document applied");
+                }
                 reporter.report(&current, Some((config, *origin)), report, started.elapsed());
                 changed
             }
@@ -78,9 +89,19 @@ pub async fn run(
                 false
             }
         };
+        if consecutive > 0 && !changed {
+            // Nothing is left to do for now.
+            memory::give_back();
+        }
         consecutive = if changed { consecutive + 1 } else { 0 };
+        // With thousands of peers a pass takes its time, and notices come all the while. The first look at what was changed
+        // does not wait: changes to the document are carried out one by one only once all is known to be in place.
+        let pause = match consecutive {
+            1 => DEBOUNCE,
+            _ => DEBOUNCE.max(started.elapsed() * PAUSES),
+        };
         let wait = if changed && consecutive < MAX_CONSECUTIVE {
-            DEBOUNCE
+            pause
         } else {
             subsystems
                 .next_attempt()
@@ -90,7 +111,11 @@ pub async fn run(
         tokio::select! {
             () = &mut stop => return,
             result = source.changed() => if result.is_err() { return },
-            () = trigger.notified() => tokio::time::sleep(DEBOUNCE).await,
+            () = trigger.notified() => tokio::select! {
+                () = &mut stop => return,
+                result = source.changed() => if result.is_err() { return },
+                () = tokio::time::sleep(pause) => {}
+            },
             () = tokio::time::sleep(wait) => {}
         }
     }
@@ -102,6 +127,8 @@ struct Reporter {
     settings: Settings,
     status: watch::Sender<Status>,
     known: BTreeMap<String, Vec<String>>,
+    /// Of the document that was applied last.
+    generation: Option<u64>,
     passes: u64,
 }
 
@@ -146,6 +173,7 @@ impl Reporter {
             tunnel: report.tunnel,
             fast_path: report.fast_path,
             foreign_programs: report.foreign_programs,
+            spread: report.spread,
             problems: report.problems,
             peers: report.peers,
             relayed: relayed.map(|peer| peer.endpoint.name.clone()).collect(),

@@ -59,6 +59,17 @@ pub struct Hop {
     pub device: String,
 }
 
+/// How ESP reaches this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reception {
+    /// CPUs that are online.
+    pub cpus: BTreeSet<u32>,
+    /// Receive queues of each uplink, by its name.
+    pub queues: BTreeMap<String, usize>,
+    /// reqid of every SA with our `if_id`, by its destination and SPI.
+    pub sas: BTreeMap<(IpAddr, u32), u32>,
+}
+
 /// The host at the start of a pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -70,12 +81,19 @@ pub struct Facts {
     pub tunnel: TunnelKind,
     /// The CNI's ways to other nodes; on cloud nodes without tunnels only, for nobody else asks.
     pub hops: BTreeSet<Hop>,
+    /// How ESP arrives; on connectors only.
+    pub reception: Reception,
+    /// What [`crate::paths`] measured: the largest packet that a tunnel carries in one piece, by the peer's reqid.
+    pub paths: BTreeMap<u32, u32>,
 }
+
+/// What every link has to carry for IPv6 (RFC 8200 §5).
+const IPV6_LEAST: u32 = 1280;
 
 impl Facts {
     /// MTU of the tunnel device, in bytes: the smallest uplink MTU less the worst-case overhead of ESP in UDP
     /// (IPv6 header 40, UDP 8, ESP header 8, IV 8, padding and trailer 2..=5, ICV 16: 85, rounded up to 100).
-    /// Never below what IPv6 demands (RFC 8200 §5).
+    /// Never below what IPv6 demands.
     pub fn tunnel_mtu(&self) -> u32 {
         const OVERHEAD: u32 = 100;
         let uplink = self
@@ -84,7 +102,18 @@ impl Facts {
             .filter_map(|name| self.links.get(name))
             .map(|link| link.mtu)
             .min();
-        uplink.unwrap_or(1500).saturating_sub(OVERHEAD).clamp(1280, 65535)
+        uplink
+            .unwrap_or(1500)
+            .saturating_sub(OVERHEAD)
+            .clamp(IPV6_LEAST, 65535)
+    }
+
+    /// The largest packet of the family for what is behind the tunnel of `reqid`: what its path was found to carry in
+    /// one piece, the device's MTU until that is known. IPv6 gets what it demands, for ESP itself may be fragmented.
+    pub fn path_mtu(&self, reqid: u32, v6: bool) -> u32 {
+        let device = self.tunnel_mtu();
+        let path = self.paths.get(&reqid).map_or(device, |path| device.min(*path));
+        if v6 { path.max(IPV6_LEAST) } else { path }
     }
 
     /// The address of this node inside one of `subnets` (its pod gateway address), per family at most one.

@@ -5,14 +5,20 @@
 //! jump), and stop a later masquerade by accepting (hence the identity translation).
 
 mod command;
+mod elements;
 mod forward;
 mod listing;
 mod plan;
 mod ruleset;
+pub(crate) mod sets;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
 use tracing::warn;
 
 use crate::desired;
+use crate::desired::firewall::Table;
 use crate::subsystem::{self, Outcome, Phase, Subsystem};
 pub use command::{Error, dropped, legacy_tables};
 pub use forward::{Backend, Family, Jump};
@@ -24,6 +30,8 @@ pub use plan::{Applied, Change, Observed, Plan, TablePlan, plan};
 pub struct Firewall {
     /// The rules that were applied last, and how nft listed them: what it lists later is compared with this.
     applied: Option<Applied>,
+    /// What the sets of the table held when it was as it should be.
+    standing: BTreeMap<String, BTreeSet<IpNet>>,
 }
 
 impl Firewall {
@@ -32,7 +40,24 @@ impl Firewall {
         Self::default()
     }
 
-    async fn change(&mut self, change: &Change) -> Result<(), Error> {
+    /// Leads from `before` to `after`, which hold only that in which the sets of whole tables differ; none where the table
+    /// was not as it should be, or rules would have to change.
+    pub fn change(&mut self, before: &Table, after: &Table) -> Option<Plan> {
+        let mut standing = std::mem::take(&mut self.standing);
+        let changes = ruleset::change(&mut standing, before, after)?;
+        self.standing = standing;
+        Some(Plan {
+            table: if changes.is_empty() {
+                TablePlan::Keep
+            } else {
+                TablePlan::Elements(changes)
+            },
+            forward: Vec::new(),
+            missing: Vec::new(),
+        })
+    }
+
+    async fn carry_out(&mut self, change: &Change) -> Result<(), Error> {
         if let Err(error) = command::load(&change.script).await {
             // Chains of another version of ours, perhaps, which cannot be changed but replaced.
             warn!(error = %error, "cannot change the nftables table {}, replacing it", ruleset::NAME);
@@ -58,7 +83,14 @@ impl Subsystem for Firewall {
     const NAME: &'static str = "firewall";
 
     async fn plan(&mut self, desired: &Self::Desired) -> Result<Plan, subsystem::Error> {
-        Ok(plan(desired, &command::observe().await?, self.applied.as_ref()))
+        let observed = command::observe().await?;
+        let plan = plan(desired, &observed, self.applied.as_ref());
+        self.standing.clear();
+        if let (TablePlan::Keep, Some(listing)) = (&plan.table, observed.listing) {
+            let sets = listing.sets.into_iter();
+            self.standing = sets.filter_map(|(name, nets)| Some((name, nets?))).collect();
+        }
+        Ok(plan)
     }
 
     async fn apply(&mut self, plan: &Plan, phase: Phase) -> Vec<Outcome> {
@@ -66,7 +98,11 @@ impl Subsystem for Firewall {
         match (phase, &plan.table) {
             (Phase::Grow, TablePlan::Change(change)) => {
                 let object = format!("table {}", ruleset::NAME);
-                outcomes.push(Outcome::new("change", object, self.change(change).await));
+                outcomes.push(Outcome::new("change", object, self.carry_out(change).await));
+            }
+            (Phase::Grow, TablePlan::Elements(changes)) => {
+                let object = format!("sets of the table {}", ruleset::NAME);
+                outcomes.push(Outcome::new("change", object, elements::change(changes)));
             }
             (Phase::Shrink, TablePlan::Delete) => {
                 self.applied = None;

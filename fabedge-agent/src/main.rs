@@ -11,7 +11,8 @@ use fabedge_agent::args::{Cli, Command, Role, RunArgs};
 use fabedge_agent::engine::{self, Settings, Subsystems, triggers};
 use fabedge_agent::status::Status;
 use fabedge_agent::{
-    cni, datapath, desired, firewall, links, metrics, netlink, privileges, routes, source, sysctl, tunnels,
+    cni, datapath, desired, firewall, links, metrics, netlink, paths, privileges, routes, source, sysctl,
+    tunnels,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -70,7 +71,7 @@ async fn run(cli: &Cli, role: Role, args: &RunArgs) -> anyhow::Result<()> {
     let place = args.place(role)?;
     privileges::check()?;
     let trigger = Arc::new(Notify::new());
-    let subsystems = subsystems(cli, Some(args))?;
+    let subsystems = subsystems(cli, Some(args), &trigger)?;
     triggers::watch(&subsystems, &trigger);
 
     let source = source::watch(place, &cli.state_dir).await?;
@@ -105,7 +106,7 @@ async fn run(cli: &Cli, role: Role, args: &RunArgs) -> anyhow::Result<()> {
 
 async fn cleanup(cli: &Cli) -> anyhow::Result<()> {
     privileges::check()?;
-    let mut subsystems = subsystems(cli, None)?;
+    let mut subsystems = subsystems(cli, None, &Arc::default())?;
     let report = subsystems.cleanup().await;
     let mut failed = Vec::new();
     if let Err(error) = links::delete_bridge(&subsystems.netlink).await {
@@ -137,7 +138,7 @@ async fn cleanup(cli: &Cli) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn subsystems(cli: &Cli, args: Option<&RunArgs>) -> anyhow::Result<Subsystems> {
+fn subsystems(cli: &Cli, args: Option<&RunArgs>, trigger: &Arc<Notify>) -> anyhow::Result<Subsystems> {
     let netlink = netlink::Netlink::open().context("opening a netlink socket")?;
     let options = tunnels::Options {
         socket: cli.vici_socket.clone(),
@@ -163,5 +164,7 @@ fn subsystems(cli: &Cli, args: Option<&RunArgs>) -> anyhow::Result<Subsystems> {
         firewall: firewall::Firewall::new(),
         cni: cni::Cni::new(&cli.run_dir, &cli.cni_conf_dir),
         netlink,
+        paths: paths::Paths::new(Arc::clone(trigger)),
+        settled: None,
     })
 }

@@ -25,6 +25,12 @@ pub const POD_TABLE: u32 = 220;
 /// Table for remote node addresses, looked up for local pods only.
 pub const NODE_TABLE: u32 = 221;
 
+/// Table by which [`crate::paths`] sends, for packets that are larger than the routes of the others say.
+pub const PROBE_TABLE: u32 = 219;
+
+/// Priority of the rules for [`PROBE_TABLE`]: before those for everybody.
+pub const PROBE_RULE_PRIORITY: u32 = 219;
+
 /// Priority of the rule for [`POD_TABLE`]; the one for [`NODE_TABLE`] follows.
 pub const POD_RULE_PRIORITY: u32 = 220;
 
@@ -36,6 +42,9 @@ pub const NFT_TABLE: &str = "fabedge";
 
 /// The iptables chain that our one jump in FORWARD leads to.
 pub const IPTABLES_CHAIN: &str = "FABEDGE-FORWARD";
+
+/// Mark of the packets that measure paths, in a byte that kube-proxy, Calico and Cilium leave alone.
+pub const PROBE_MARK: u32 = 0xdf;
 
 /// Prefix of VICI connection names.
 pub const CONNECTION_PREFIX: &str = "fabedge-";

@@ -17,7 +17,7 @@ use rtnetlink::IpVersion;
 
 pub use changes::Changes;
 
-use crate::facts::{Facts, Link, TunnelKind};
+use crate::facts::{Facts, Link, Reception, TunnelKind};
 
 /// What could not be asked of, or done through, rtnetlink.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,8 @@ impl Netlink {
             uplinks,
             tunnel,
             hops: BTreeSet::new(),
+            reception: Reception::default(),
+            paths: BTreeMap::new(),
         })
     }
 
@@ -144,8 +146,11 @@ impl Netlink {
             .collect();
         let mut uplinks: Vec<String> = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let routes = self.routes(family, u32::from(RouteHeader::RT_TABLE_MAIN)).await?;
-            let mut hops: Vec<(u32, u32)> = routes.iter().flat_map(default_route).collect();
+            let main = u32::from(RouteHeader::RT_TABLE_MAIN);
+            let routes = self
+                .routes(family, main, |route| Some(default_route(&route)))
+                .await?;
+            let mut hops: Vec<(u32, u32)> = routes.into_iter().flatten().collect();
             hops.sort_unstable();
             for name in hops.iter().filter_map(|(_, index)| names.get(index)) {
                 if !uplinks.iter().any(|known| known == name) {
@@ -167,21 +172,25 @@ impl Netlink {
         }
     }
 
-    /// All routes of one table; none where the table does not exist.
-    pub(crate) async fn routes(&self, family: AddressFamily, table: u32) -> Result<Vec<RouteMessage>, Error> {
+    /// All routes of one table, as whatever they are taken for one by one: there may be tens of thousands. None where the
+    /// table does not exist.
+    pub(crate) async fn routes<T>(
+        &self,
+        family: AddressFamily,
+        table: u32,
+        take: impl Fn(RouteMessage) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         request.attributes.push(RouteAttribute::Table(table));
-        let listed: Result<Vec<RouteMessage>, _> =
-            self.handle.route().get(request).execute().try_collect().await;
+        // A kernel without IPv6 answers for IPv4 instead, and one without strict checking for all tables.
+        let asked = |route: &RouteMessage| route.header.address_family == family && table_of(route) == table;
+        let taken = |route| async { Ok(Some(route).filter(asked).and_then(&take)) };
+        let routes = self.handle.route().get(request).execute();
+        let listed: Result<Vec<T>, _> = routes.try_filter_map(taken).try_collect().await;
         match listed.map_err(|error| Error::new(format!("listing the routes of table {table}"), error)) {
-            // A kernel without IPv6 answers for IPv4 instead, and one without strict checking for all tables.
-            Ok(routes) => Ok(routes
-                .into_iter()
-                .filter(|route| route.header.address_family == family && table_of(route) == table)
-                .collect()),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(Vec::new()),
-            Err(error) => Err(error),
+            listed => listed,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Subsystem routes: our rules, and our routes in tables 220 and 221.
+//! Subsystem routes: our rules, and our routes in tables 219 to 221.
 
 mod kernel;
 mod plan;
@@ -18,6 +18,11 @@ impl Routes {
     /// Manages rules and routes through `netlink`.
     pub fn new(netlink: Netlink) -> Self {
         Self { netlink }
+    }
+
+    /// Plans what leads from `before`, which is there, to `after`.
+    pub fn change(&self, before: &desired::routes::Routes, after: &desired::routes::Routes) -> Plan {
+        plan(after, &Observed::of(before))
     }
 }
 

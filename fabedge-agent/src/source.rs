@@ -7,8 +7,9 @@ mod file;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use fabedge_common::config::{self, NodeConfig, packed};
+use fabedge_common::config::{self, Document, NodeConfig, packed};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -138,6 +139,8 @@ pub struct Current {
     pub problem: Option<Arc<Error>>,
     /// Why a newer document would not be seen just now; the one in force is the newest that is known.
     pub outage: Option<Arc<Error>>,
+    /// When the document in force was come upon, before it was read.
+    pub seen: Option<Instant>,
 }
 
 /// Follows the document. The receiver starts with the copy on disk, if there is one, and then sees every document
@@ -148,7 +151,7 @@ pub struct Current {
 pub async fn watch(place: Place, state_dir: &Path) -> Result<watch::Receiver<Current>, Error> {
     match place {
         Place::File(path) => Ok(file::watch(path, Cache::new(state_dir))),
-        Place::ConfigMap(name) => Ok(follow(api::client().await?, name, state_dir)),
+        Place::ConfigMap(name) => Ok(follow(api::client().await?, name, state_dir, api::LIST_ANEW)),
     }
 }
 
@@ -156,7 +159,8 @@ impl Current {
     /// Takes what was found at `place`, or takes down why not; tells whether anything changed.
     fn adopt(
         &mut self,
-        found: Result<NodeConfig, Error>,
+        seen: Instant,
+        found: Result<Arc<NodeConfig>, Error>,
         place: &str,
         origin: Origin,
         cache: &Cache,
@@ -179,6 +183,7 @@ impl Current {
                 );
                 cache.keep(&config);
                 self.config = Some((config, origin));
+                self.seen = Some(seen);
                 self.problem = None;
                 true
             }
@@ -197,13 +202,15 @@ impl Current {
     }
 
     /// What follows when `found` is read at `place`. Pure.
-    fn take(&self, found: NodeConfig, place: &str) -> Result<Arc<NodeConfig>, Error> {
+    fn take(&self, found: Arc<NodeConfig>, place: &str) -> Result<Arc<NodeConfig>, Error> {
         let Some((current, _)) = &self.config else {
-            return Ok(Arc::new(found));
+            return Ok(found);
         };
         let place = place.to_owned();
-        if found.endpoint.name != current.endpoint.name {
-            let (found, current) = (found.endpoint.name, current.endpoint.name.clone());
+        if Arc::ptr_eq(&found, current) {
+            Ok(found)
+        } else if found.endpoint.name != current.endpoint.name {
+            let (found, current) = (found.endpoint.name.clone(), current.endpoint.name.clone());
             Err(Error::Foreign {
                 place,
                 found,
@@ -215,7 +222,7 @@ impl Current {
                 found: found.generation,
                 current: current.generation,
             })
-        } else if found == **current {
+        } else if found == *current {
             Ok(Arc::clone(current))
         } else if found.generation == current.generation && found.generation != 0 {
             // A 0.4 document has no generation; there the content alone decides.
@@ -224,7 +231,7 @@ impl Current {
                 generation: found.generation,
             })
         } else {
-            Ok(Arc::new(found))
+            Ok(found)
         }
     }
 }
@@ -242,33 +249,61 @@ fn note(known: &mut Option<Arc<Error>>, error: Error, what: &str) -> bool {
     true
 }
 
-/// The document in the two forms in which it may be there; both are for an instant when it grows or shrinks, and then
-/// the higher generation counts. None where there is neither.
-fn newest(plain: Option<&str>, compressed: Option<&[u8]>) -> Result<Option<NodeConfig>, config::Error> {
-    let plain = plain.map(NodeConfig::parse).transpose()?;
-    let compressed = compressed
-        .map(|bytes| NodeConfig::parse(&packed::unpack(bytes)?))
-        .transpose()?;
-    Ok(plain
-        .into_iter()
-        .chain(compressed)
-        .max_by_key(|config| config.generation))
+/// Reads documents one after another, of each what is new in it.
+#[derive(Debug, Default)]
+struct Reader {
+    last: Option<Document>,
+}
+
+impl Reader {
+    /// The document in the two forms in which it may be there; both are for an instant when it grows or shrinks, and then
+    /// the higher generation counts. None where there is neither.
+    fn newest(
+        &mut self,
+        plain: Option<String>,
+        compressed: Option<&[u8]>,
+    ) -> Result<Option<Arc<NodeConfig>>, config::Error> {
+        let plain = plain.map(|text| self.read(text)).transpose()?;
+        let compressed = compressed
+            .map(|bytes| self.read(packed::unpack(bytes)?))
+            .transpose()?;
+        let both = plain.into_iter().chain(compressed);
+        Ok(both.max_by_key(|config| config.generation))
+    }
+
+    fn read(&mut self, text: String) -> Result<Arc<NodeConfig>, config::Error> {
+        let next = match self.last.take() {
+            Some(last) if last.text() == text => last,
+            Some(last) => match last.next(text) {
+                Ok(next) => next,
+                Err(error) => {
+                    // What comes in its place will be more like the last good one.
+                    self.last = Some(last);
+                    return Err(error);
+                }
+            },
+            None => Document::parse(text)?,
+        };
+        let config = Arc::clone(next.config());
+        self.last = Some(next);
+        Ok(config)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn document(name: &str, generation: u64, subnet: &str) -> NodeConfig {
-        NodeConfig::parse(&format!(
+    fn document(name: &str, generation: u64, subnet: &str) -> Arc<NodeConfig> {
+        let config = NodeConfig::parse(&format!(
             "version: 1\ngeneration: {generation}\nid: CN={name}\nname: {name}\ntype: EdgeNode\nsubnets: [{subnet}]\n...\n"
-        ))
-        .unwrap()
+        ));
+        Arc::new(config.unwrap())
     }
 
-    fn current(config: NodeConfig) -> Current {
+    fn current(config: Arc<NodeConfig>) -> Current {
         Current {
-            config: Some((Arc::new(config), Origin::Mounted)),
+            config: Some((config, Origin::Mounted)),
             ..Current::default()
         }
     }
@@ -323,7 +358,8 @@ mod tests {
             }
         };
         let generation = |plain: Option<&str>, compressed: Option<&[u8]>| {
-            newest(plain, compressed).unwrap().map(|config| config.generation)
+            let newest = Reader::default().newest(plain.map(str::to_owned), compressed);
+            newest.unwrap().map(|config| config.generation)
         };
         assert_eq!(generation(None, None), None);
         assert_eq!(generation(Some(&text(4)), None), Some(4));
@@ -335,7 +371,9 @@ mod tests {
             );
         }
         let whole = gzip(&text(5));
-        let error = newest(Some(&text(4)), Some(&whole[..whole.len() - 1])).unwrap_err();
+        let error = Reader::default()
+            .newest(Some(text(4)), Some(&whole[..whole.len() - 1]))
+            .unwrap_err();
         assert!(matches!(error, config::Error::Damaged(_)), "{error}");
     }
 }

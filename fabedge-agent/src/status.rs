@@ -36,6 +36,9 @@ pub struct Status {
     /// eBPF programs of others on the hooks of the fast path: they do not see what goes past the stack.
     #[serde(default)]
     pub foreign_programs: BTreeSet<String>,
+    /// Whether ESP that arrives on an uplink is spread over CPUs, or why not; on connectors.
+    #[serde(default)]
+    pub spread: BTreeMap<String, String>,
     /// Problems of the last pass, by subsystem; a subsystem without any is not listed.
     pub problems: BTreeMap<String, Vec<String>>,
     /// Peers with a tunnel of their own, by name.
@@ -146,6 +149,9 @@ impl fmt::Display for Status {
         for program in &self.foreign_programs {
             writeln!(f, "beside it  {program}")?;
         }
+        for (uplink, how) in &self.spread {
+            writeln!(f, "ESP        {uplink}: {how}")?;
+        }
         for (subsystem, problems) in &self.problems {
             for problem in problems {
                 writeln!(f, "problem    {subsystem}: {problem}")?;
@@ -160,6 +166,9 @@ impl fmt::Display for Status {
             )?;
             if let Some(remote) = &peer.remote {
                 write!(f, "  {remote}")?;
+            }
+            if let Some(mtu) = peer.path_mtu {
+                write!(f, "  MTU {mtu}")?;
             }
             if let Some(error) = peer.error.as_ref().filter(|_| !peer.ready) {
                 write!(f, "  {error}")?;

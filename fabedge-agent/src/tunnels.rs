@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::desired::tunnels as desired;
@@ -17,6 +18,7 @@ pub mod events;
 pub mod initiate;
 pub mod leftovers;
 pub mod messages;
+mod offload;
 pub mod peers;
 pub mod plan;
 pub mod report;
@@ -132,7 +134,7 @@ pub struct Tunnels {
     instance: Option<Instance>,
     kind: Option<TunnelKind>,
     /// What charon got from us in this life of it.
-    loaded: BTreeMap<String, desired::Connection>,
+    loaded: desired::Connections,
     material: Option<Material>,
     initiator: Option<Initiator>,
     peers: Option<Peers>,
@@ -164,6 +166,8 @@ pub struct Plan {
     pub barred: BTreeSet<Doomed>,
     /// Connections and SAs.
     pub sas: SaPlan,
+    /// Nothing is said about other connections than these.
+    pub partial: bool,
     /// The key to take from charon, as it is of no use any more.
     pub unload_key: Option<String>,
     /// Addresses that charon needs to perform ESP itself.
@@ -248,6 +252,34 @@ impl Tunnels {
         report
     }
 
+    /// Leads from `before`, which charon has, to `after`; none where that is more than to give charon connections, and to
+    /// take them from it. What becomes of SAs the next pass sees.
+    pub fn change(&self, before: &desired::Tunnels, after: &desired::Tunnels) -> Option<Plan> {
+        let sound = before.problems.is_empty() && after.problems.is_empty() && self.material.is_some();
+        let has = |(name, connection)| self.loaded.get(name) == Some(connection);
+        if !sound || !before.connections.iter().all(has) {
+            return None;
+        }
+        let differs = |(name, connection): &(&String, &Arc<desired::Connection>)| {
+            before.connections.get(*name) != Some(*connection)
+        };
+        let load = after.connections.iter().filter(differs);
+        let gone = before.connections.keys();
+        let gone = gone.filter(|name| !after.connections.contains_key(*name));
+        let sas = SaPlan {
+            load: load
+                .map(|(name, connection)| (name.clone(), connection.clone()))
+                .collect(),
+            unload: gone.cloned().collect(),
+            ..SaPlan::default()
+        };
+        Some(Plan {
+            sas,
+            partial: true,
+            ..Plan::default()
+        })
+    }
+
     /// Makes sure of a connection, and notices when it leads to another life of charon.
     async fn connect(&mut self) -> Result<&mut Connection, vici::Error> {
         let usable = self.vici.take_if(|vici| vici.usable());
@@ -260,7 +292,8 @@ impl Tunnels {
                     pid: vici.charon_pid(),
                     since: stats.uptime.since,
                 };
-                if self.instance.as_ref() != Some(&instance) {
+                let another = self.instance.as_ref() != Some(&instance);
+                if another {
                     tracing::info!(pid = instance.pid, since = instance.since, "charon answers");
                     self.loaded.clear();
                     self.material = None;
@@ -273,6 +306,13 @@ impl Tunnels {
                 } else {
                     TunnelKind::Xfrm
                 });
+                if another && self.kind == Some(TunnelKind::Xfrm) {
+                    let modules = offload::load();
+                    tracing::info!(
+                        ?modules,
+                        "ESP goes through the kernel's GRO and GSO as far as it has modules for it"
+                    );
+                }
                 vici
             }
         };

@@ -43,7 +43,7 @@ fn a_tunnel_comes_up_and_carries_both_families() {
         1,
         "one CHILD_SA carries everything: {report:#?}"
     );
-    world.edge.wait("bytes in the report", 5, |site| {
+    world.edge.wait("bytes in the report", 20, |site| {
         site.peer("fabedge.connector")
             .children
             .iter()
@@ -83,12 +83,12 @@ fn either_end_may_come_late() {
     let mut world = World::new();
     world.edge.start_agent();
     world.edge.document(&edge_document(CLOUD));
-    world.edge.wait("message about the absent charon", 5, |site| {
+    world.edge.wait("message about the absent charon", 20, |site| {
         site.error()
             .is_some_and(|error| error.contains("charon.vici") && error.contains("strongswan"))
     });
     world.edge.start_charon();
-    world.edge.wait("IKE_SA on its way to nobody", 10, |site| {
+    world.edge.wait("IKE_SA on its way to nobody", 20, |site| {
         site.peer("fabedge.connector").ike_state.is_some()
     });
     // charon answers, but knows nobody yet.
@@ -146,7 +146,7 @@ fn selectors_change_without_a_gap() {
     world.edge.document(&edge_document(wider));
     world
         .edge
-        .wait("knowledge that the tunnel carries too little", 5, |site| {
+        .wait("knowledge that the tunnel carries too little", 20, |site| {
             !site.peer("fabedge.connector").ready
         });
     std::thread::sleep(Duration::from_secs(1));
@@ -174,7 +174,7 @@ fn selectors_change_without_a_gap() {
 fn a_peer_that_goes_takes_its_sas_along() {
     let mut world = start(World::new());
     world.connector.clear_document();
-    world.edge.wait("loss of the tunnel", 5, |site| {
+    world.edge.wait("loss of the tunnel", 20, |site| {
         site.peer("fabedge.connector").children.is_empty()
     });
     assert!(!world.edge.succeeds(PING));
@@ -182,7 +182,7 @@ fn a_peer_that_goes_takes_its_sas_along() {
     world.edge.wait_ready("fabedge.connector");
     world.edge.clear_document();
     world.edge.wait_idle();
-    world.connector.wait("loss of the tunnel", 5, |site| {
+    world.connector.wait("loss of the tunnel", 20, |site| {
         site.peer("fabedge.edge2").children.is_empty()
     });
     world.edge.stop_agent();
@@ -245,7 +245,7 @@ fn unfit_certificates_are_refused_and_good_ones_stay() {
         "no SA is dropped for it"
     );
     world.connector.clear_document();
-    world.edge.wait("loss of the tunnel", 5, |site| {
+    world.edge.wait("loss of the tunnel", 20, |site| {
         !site.peer("fabedge.connector").ready
     });
     world.connector.document(&connector_document(CLOUD));
@@ -299,7 +299,7 @@ fn a_nat_that_remaps_cuts_an_idle_edge_off_only_briefly() {
     println!("packets to the idle edge {took:?} after its NAT took another address");
     // DPD is every 5 s; the rest is for an emulated CPU.
     assert!(took < Duration::from_secs(9), "{took:?}");
-    world.connector.wait("other address in the report", 5, |site| {
+    world.connector.wait("other address in the report", 20, |site| {
         site.peer("fabedge.edge2")
             .remote
             .is_some_and(|remote| remote.starts_with("172.16.2.77:"))
@@ -365,7 +365,7 @@ fn another_authority_takes_over_without_a_loss() {
     // What the new one certified serves for new SAs.
     let anew = || {
         world.connector.clear_document();
-        world.edge.wait("loss of the tunnel", 5, |site| {
+        world.edge.wait("loss of the tunnel", 20, |site| {
             !site.peer("fabedge.connector").ready
         });
         world.connector.document(&connector_document(CLOUD));
@@ -431,11 +431,11 @@ fn who_is_revoked_goes_and_stays_away_and_others_stay() {
     );
 
     deliver(&world.authority.revoke(2, std::slice::from_ref(&revoked)));
-    let took = world.connector.wait("end of the revoked peer's SAs", 5, |site| {
+    let took = world.connector.wait("end of the revoked peer's SAs", 20, |site| {
         site.peer("fabedge.edge2").children.is_empty()
     });
     println!("the SAs of a revoked peer gone {took:?} after the list came");
-    world.edge.wait("refusal in the report", 10, |site| {
+    world.edge.wait("refusal in the report", 20, |site| {
         site.peer("fabedge.connector")
             .error
             .is_some_and(|error| error.contains("AUTHENTICATION_FAILED"))

@@ -6,20 +6,26 @@
 //! enum, bool or Option, whose invalid bit patterns another version could write. Addresses and ports are bytes in
 //! network order. A change of any layout or meaning takes a new [`VERSION`].
 
+pub mod fib;
 mod layout;
 mod reason;
 
 pub use reason::{Program, Reason, Verdict};
 
 /// Version of everything in this module. Pinned maps of another version are migrated, never reused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 3;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod map {
-    /// IPv4 prefix -> [`Route`](super::Route).
+    /// IPv4 prefix -> [`Route`](super::Route), for people; programs look up [`FIB`].
     pub const ROUTES4: &str = "routes4";
-    /// IPv6 prefix -> [`Route`](super::Route).
+    /// IPv6 prefix -> [`Route`](super::Route), for people.
     pub const ROUTES6: &str = "routes6";
+    /// [`IPV4`](super::fib::IPV4) or [`IPV6`](super::fib::IPV6) -> 0 -> the [`Page`](super::fib::Page) of that family's
+    /// forwarding table.
+    pub const FIB: &str = "fib";
+    /// Number of a block -> 0 -> [`Block`](super::fib::Block) of a forwarding table.
+    pub const FIB_BLOCKS: &str = "fib_block";
     /// IPv4 address -> [`Pod`](super::Pod).
     pub const PODS4: &str = "pods4";
     /// IPv6 address -> [`Pod`](super::Pod).
@@ -32,9 +38,26 @@ pub mod map {
     pub const STACK_FLOWS: &str = "stack_flows";
     /// 0 -> [`State`](super::State).
     pub const STATE: &str = "state";
+    /// [`SaId`](super::SaId) -> [`SaCpu`](super::SaCpu).
+    pub const SAS: &str = "sas";
+    /// Number of a CPU -> its queue. As many as this machine may have; empty where nothing is spread.
+    pub const CPUS: &str = "cpus";
 
     /// All of them.
-    pub const ALL: [&str; 8] = [ROUTES4, ROUTES6, PODS4, PODS6, PEERS, STATS, STACK_FLOWS, STATE];
+    pub const ALL: [&str; 12] = [
+        ROUTES4,
+        ROUTES6,
+        FIB,
+        FIB_BLOCKS,
+        PODS4,
+        PODS6,
+        PEERS,
+        STATS,
+        STACK_FLOWS,
+        STATE,
+        SAS,
+        CPUS,
+    ];
 }
 
 /// Upper bounds of the maps. Only `peers` and `pods` cost memory before they are filled (a hash bucket each);
@@ -48,6 +71,8 @@ pub mod capacity {
     pub const PEERS: usize = 16_384;
     /// Flows that the stack carries.
     pub const STACK_FLOWS: usize = 16_384;
+    /// Inbound SAs and the addresses at which they end: two SAs per peer while one takes the other's place.
+    pub const SAS: usize = 2 * PEERS + 1024;
 }
 
 /// [`Route::kind`]: over the xfrm interface; the kernel knows which SA decrypted a packet.
@@ -84,6 +109,29 @@ pub struct Route {
     pub flags: u32,
     /// Largest IP packet that the tunnel device takes.
     pub mtu: u32,
+}
+
+impl Route {
+    /// The route in words, as [`fib`] holds it.
+    pub const fn to_words(self) -> [u64; 3] {
+        [
+            self.kind as u64 | (self.ifindex as u64) << 32,
+            self.reqid as u64 | (self.flags as u64) << 32,
+            self.mtu as u64,
+        ]
+    }
+
+    /// The route that [`Route::to_words`] gave.
+    #[inline(always)]
+    pub const fn from_words([a, b, c]: [u64; 3]) -> Self {
+        Self {
+            kind: a as u32,
+            ifindex: (a >> 32) as u32,
+            reqid: b as u32,
+            flags: (b >> 32) as u32,
+            mtu: c as u32,
+        }
+    }
 }
 
 /// A pod of this node.
@@ -163,6 +211,26 @@ impl Flow {
 pub struct StackFlow {
     /// [`Program`] that saw it, as a number.
     pub seen_by: u32,
+}
+
+/// An inbound SA, as a packet names it. With SPI 0, which no packet has: that SAs end at this address.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SaId {
+    /// Where it ends; IPv4 addresses are IPv4-mapped.
+    pub destination: [u8; 16],
+    /// SPI.
+    pub spi: [u8; 4],
+}
+
+/// What decrypts an SA's packets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SaCpu {
+    /// Number of the CPU.
+    pub cpu: u32,
+    /// [`reqid`] of the peer. All its SAs have the same CPU, so that a new one does not overtake the old one.
+    pub reqid: u32,
 }
 
 /// Facts about the maps themselves.

@@ -6,14 +6,19 @@
 //! Unknown fields are ignored, so that an older agent can read what a newer operator adds; a change of meaning
 //! takes a new [`VERSION`].
 
+mod document;
 pub mod packed;
 mod prefixes;
 mod problem;
+mod shared;
 mod validate;
+
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use document::Document;
 pub use problem::Problem;
 pub use validate::MAX_SELECTORS;
 
@@ -43,8 +48,8 @@ pub struct NodeConfig {
     #[serde(flatten)]
     pub endpoint: Endpoint,
     /// Who this node talks to; the connector first, the others by name.
-    #[serde(default)]
-    pub peers: Vec<Peer>,
+    #[serde(default, with = "shared")]
+    pub peers: Vec<Arc<Peer>>,
     /// Every prefix that belongs to the pod network anywhere, aggregated. Traffic to it leaves by a tunnel, stays
     /// on the node, or is refused; it never follows the default route.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "prefixes")]
@@ -202,7 +207,7 @@ impl NodeConfig {
         if self.version == 0 {
             // 0.4 has no roles in a tunnel: every edge initiates to its connector, and the lexically smaller
             // name initiates between equals.
-            for peer in &mut self.peers {
+            for peer in self.peers.iter_mut().map(Arc::make_mut) {
                 peer.initiate = match (self.endpoint.kind, peer.endpoint.kind) {
                     (EndpointType::EdgeNode, EndpointType::Connector) => true,
                     (EndpointType::Connector, EndpointType::EdgeNode) => false,
@@ -216,14 +221,17 @@ impl NodeConfig {
 
     /// The connector of this node's own cluster, if it is among the peers.
     pub fn connector(&self) -> Option<&Peer> {
-        self.peers.iter().find(|p| {
+        self.peers.iter().map(AsRef::as_ref).find(|p: &&Peer| {
             p.endpoint.kind == EndpointType::Connector && p.endpoint.cluster() == self.endpoint.cluster()
         })
     }
 
     /// Looks a peer up by its full name.
     pub fn peer(&self, name: &str) -> Option<&Peer> {
-        self.peers.iter().find(|p| p.endpoint.name == name)
+        self.peers
+            .iter()
+            .map(AsRef::as_ref)
+            .find(|p: &&Peer| p.endpoint.name == name)
     }
 }
 

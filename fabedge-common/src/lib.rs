@@ -5,3 +5,5 @@
 pub mod abi;
 #[cfg(feature = "config")]
 pub mod config;
+#[cfg(feature = "config")]
+pub mod prefixes;

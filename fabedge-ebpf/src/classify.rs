@@ -12,7 +12,7 @@ use crate::{
 /// The maps of one family, as lookups.
 pub trait Tables<F: Family> {
     /// The route with the longest prefix.
-    fn route(&self, addr: F::Addr) -> Option<&Route>;
+    fn route(&self, addr: F::Addr) -> Option<Route>;
     /// The pod with this address.
     fn pod(&self, addr: F::Addr) -> Option<&Pod>;
     /// Whether the stack is known to carry any flow at all.
@@ -63,9 +63,9 @@ impl From<Reason> for Stack {
 
 /// Verdict of `pod_egress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Egress<'a> {
+pub enum Egress {
     /// Into the tunnel of this route.
-    Tunnel(&'a Route),
+    Tunnel(Route),
     /// To the stack.
     Stack(Stack),
 }
@@ -83,12 +83,12 @@ pub enum Ingress<'a> {
 
 /// A packet that a pod sends.
 #[inline(always)]
-pub fn pod_egress<'a, F: Parse>(
+pub fn pod_egress<F: Parse>(
     header: &Header<F>,
     bytes: &impl Bytes,
     meta: &Meta,
-    tables: &'a impl Tables<F>,
-) -> Egress<'a> {
+    tables: &impl Tables<F>,
+) -> Egress {
     match pod_egress_route(header, bytes, meta, tables) {
         Ok(route) => Egress::Tunnel(route),
         Err(stack) => Egress::Stack(stack),
@@ -96,12 +96,12 @@ pub fn pod_egress<'a, F: Parse>(
 }
 
 #[inline(always)]
-fn pod_egress_route<'a, F: Parse>(
+fn pod_egress_route<F: Parse>(
     header: &Header<F>,
     bytes: &impl Bytes,
     meta: &Meta,
-    tables: &'a impl Tables<F>,
-) -> Result<&'a Route, Stack> {
+    tables: &impl Tables<F>,
+) -> Result<Route, Stack> {
     if F::is_local_scope(header.dst) {
         return Err(Reason::Multicast.into());
     }
@@ -216,9 +216,14 @@ fn exceeds<F: Parse>(header: &Header<F>, bytes: &impl Bytes, meta: &Meta, mtu: u
 
 /// A packet that the stack sends into a tunnel, and that did not come here as a plain one.
 #[inline(always)]
-pub fn tunnel_egress<F: Parse>(header: &Header<F>, bytes: &impl Bytes, tables: &impl Tables<F>) -> Reason {
-    let (pod, route) = (tables.pod(header.src), tables.route(header.dst));
-    record(header, bytes, pod, route, tables, Program::TunnelEgress)
+pub fn tunnel_egress<F: Parse>(
+    header: &Header<F>,
+    bytes: &impl Bytes,
+    destination: Option<Route>,
+    tables: &impl Tables<F>,
+) -> Reason {
+    let pod = tables.pod(header.src);
+    record(header, bytes, pod, destination, tables, Program::TunnelEgress)
 }
 
 /// A packet that the stack delivers to a pod, and that did not come here as a plain one.
@@ -245,7 +250,7 @@ fn record<F: Parse>(
     header: &Header<F>,
     bytes: &impl Bytes,
     pod: Option<&Pod>,
-    route: Option<&Route>,
+    route: Option<Route>,
     tables: &impl Tables<F>,
     seen_by: Program,
 ) -> Reason {

@@ -111,8 +111,8 @@ impl Model {
 }
 
 impl Tables<V4> for Model {
-    fn route(&self, addr: u32) -> Option<&Route> {
-        self.longest(&addr.to_ne_bytes())
+    fn route(&self, addr: u32) -> Option<Route> {
+        self.longest(&addr.to_ne_bytes()).copied()
     }
     fn pod(&self, addr: u32) -> Option<&Pod> {
         self.pods.get(&octets(V4::wide(addr)))
@@ -129,8 +129,8 @@ impl Tables<V4> for Model {
 }
 
 impl Tables<V6> for Model {
-    fn route(&self, addr: [u32; 4]) -> Option<&Route> {
-        self.longest(&octets(addr))
+    fn route(&self, addr: [u32; 4]) -> Option<Route> {
+        self.longest(&octets(addr)).copied()
     }
     fn pod(&self, addr: [u32; 4]) -> Option<&Pod> {
         self.pods.get(&octets(addr))

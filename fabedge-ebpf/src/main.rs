@@ -10,6 +10,8 @@ mod packet;
 mod programs;
 #[cfg(target_arch = "bpf")]
 mod stats;
+#[cfg(target_arch = "bpf")]
+mod uplink;
 
 /// The programs exist only for the kernel; the host builds this binary so that `cargo test` covers the library.
 #[cfg(not(target_arch = "bpf"))]

@@ -5,9 +5,10 @@
 )]
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, lpm_trie::Key},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap},
     macros::btf_map,
 };
+use fabedge_common::abi::fib::{self, Block, Cell, Line, Lines, Narrow, Page, Place, Wide};
 use fabedge_common::abi::{Counter, Flow, Peer, Pod, Program, Reason, Route, StackFlow, State, capacity};
 use fabedge_ebpf::{
     classify::Tables,
@@ -16,15 +17,19 @@ use fabedge_ebpf::{
 };
 
 /// `BPF_F_NO_PREALLOC`: memory for the entries there are, not for those there could be.
-const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
+pub const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 const BPF_NOEXIST: u64 = 1;
 
-/// What programs look IPv4 addresses up in.
+/// For people; in the benchmark, what to compare with.
 #[btf_map(name = "routes4")]
 pub static ROUTES4: LpmTrie<[u8; 4], Route, { capacity::ROUTES }> = LpmTrie::new();
-/// The same for IPv6.
+/// For people; in the benchmark, what to compare with.
 #[btf_map(name = "routes6")]
 pub static ROUTES6: LpmTrie<[u8; 16], Route, { capacity::ROUTES }> = LpmTrie::new();
+#[btf_map(name = "fib")]
+static FIB: ArrayOfMaps<Array<Page, 1>, { fib::FAMILIES }> = ArrayOfMaps::new();
+#[btf_map(name = "fib_block")]
+static FIB_BLOCKS: ArrayOfMaps<Array<Block, 1>, { fib::BLOCKS }> = ArrayOfMaps::new();
 #[btf_map(name = "pods4")]
 static PODS4: HashMap<[u8; 4], Pod, { capacity::PODS }, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "pods6")]
@@ -42,14 +47,109 @@ static STATE: Array<State, 1> = Array::new();
 #[repr(C, align(8))]
 struct Aligned<T>(T);
 
+/// The forwarding table of a family.
+struct Table<'a>(&'a Page);
+
+impl Table<'_> {
+    #[inline(always)]
+    fn of(family: u32) -> Option<Self> {
+        Some(Self(FIB.get(family)?.get(0)?))
+    }
+}
+
+impl Lines for Table<'_> {
+    #[inline(always)]
+    fn line(&self, number: u32) -> Option<&Line> {
+        Some(match fib::place(number) {
+            Place::Page(line) => &self.0.as_chunks().0[line],
+            Place::Block(block, line) => &FIB_BLOCKS.get(block)?.get(0)?.as_chunks().0[line],
+        })
+    }
+
+    #[inline(always)]
+    fn narrow(&self, node: u32, word: u64) -> Cell {
+        Cell(fib_narrow(self.0, node, word))
+    }
+
+    #[inline(always)]
+    fn wide(&self, node: u32, word: u64) -> Cell {
+        Cell(fib_wide(self.0, node, word))
+    }
+}
+
+/// The functions below are global ones to the kernel, which verifies such by themselves, once for a program, and not at
+/// each call again (kernel/bpf/verifier.c, `do_check_subprogs`; Linux 5.6). Their arguments are what it takes for that:
+/// numbers, and pointers to what has a size, which may be null as far as it knows.
+///
+/// With the page that the lookup began with: the present one may be another table's by now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fib_narrow(page: *const Page, node: u32, word: u64) -> u32 {
+    // SAFETY: null, or the page of the caller.
+    match unsafe { page.as_ref() } {
+        Some(page) => fib::step::<Narrow>(&Table(page), node, word).0,
+        None => Cell::NONE.0,
+    }
+}
+
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fib_wide(page: *const Page, node: u32, word: u64) -> u32 {
+    // SAFETY: as above.
+    match unsafe { page.as_ref() } {
+        Some(page) => fib::step::<Wide>(&Table(page), node, word).0,
+        None => Cell::NONE.0,
+    }
+}
+
+/// A route on its way between functions.
+type Words = [u64; 3];
+
+/// Looks an IPv4 route up; 1 if there is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fib_route4(addr: u32, found: *mut Words) -> u32 {
+    let route = Table::of(fib::IPV4).and_then(|table| fib::lookup4(&table, u32::from_be(addr)));
+    hand_over(route, found)
+}
+
+/// Looks an IPv6 route up; 1 if there is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fib_route6(first: u64, second: u64, found: *mut Words) -> u32 {
+    let route = Table::of(fib::IPV6).and_then(|table| fib::lookup6(&table, [first, second]));
+    hand_over(route, found)
+}
+
+#[inline(always)]
+fn hand_over(route: Option<Route>, to: *mut Words) -> u32 {
+    // SAFETY: null, or the caller's own words.
+    match (route, unsafe { to.as_mut() }) {
+        (Some(route), Some(to)) => {
+            *to = route.to_words();
+            1
+        }
+        _ => 0,
+    }
+}
+
+/// The route that a lookup of `addr` finds.
+#[inline(always)]
+fn found(addr: u64, lookup: impl FnOnce(&mut Words) -> u32) -> Option<Route> {
+    // Set beforehand, for the verifier demands that memory handed to a global function is; and not to zeros, of which
+    // the compiler makes a call of `memset`, byte by byte.
+    let mut words = [addr; 3];
+    (lookup(&mut words) != 0).then_some(Route::from_words(words))
+}
+
 /// The maps as lookups.
 pub struct Maps;
 
 impl Tables<V4> for Maps {
     #[inline(always)]
-    fn route(&self, addr: u32) -> Option<&Route> {
-        let key = Aligned(Key::new(32, addr.to_ne_bytes()));
-        ROUTES4.get(&key.0)
+    fn route(&self, addr: u32) -> Option<Route> {
+        found(addr.into(), |route| fib_route4(addr, route))
     }
 
     #[inline(always)]
@@ -78,9 +178,10 @@ impl Tables<V4> for Maps {
 
 impl Tables<V6> for Maps {
     #[inline(always)]
-    fn route(&self, addr: [u32; 4]) -> Option<&Route> {
-        let key = Aligned(Key::new(128, octets(addr)));
-        ROUTES6.get(&key.0)
+    fn route(&self, addr: [u32; 4]) -> Option<Route> {
+        let [a, b, c, d] = addr.map(|word| u64::from(u32::from_be(word)));
+        let (first, second) = (a << 32 | b, c << 32 | d);
+        found(first, |route| fib_route6(first, second, route))
     }
 
     #[inline(always)]

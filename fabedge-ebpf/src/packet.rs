@@ -107,15 +107,12 @@ impl Packet {
     /// What decrypted the packet, according to the kernel.
     #[inline(always)]
     pub fn sa(&self) -> Sa {
-        let mut state = MaybeUninit::<bpf_xfrm_state>::zeroed();
-        // SAFETY: the helper writes at most the given size; zero is a valid value of the struct in any case.
-        let (error, state) = unsafe {
-            let size = size_of::<bpf_xfrm_state>() as u32;
-            let error = bpf_skb_get_xfrm_state(self.skb, 0, state.as_mut_ptr(), size, 0);
-            (error, state.assume_init())
-        };
-        if error == 0 {
-            Sa::Reqid(state.reqid)
+        let mut state = MaybeUninit::<bpf_xfrm_state>::uninit();
+        let size = size_of::<bpf_xfrm_state>() as u32;
+        // SAFETY: the helper writes exactly the given size, zeros where it fails.
+        if unsafe { bpf_skb_get_xfrm_state(self.skb, 0, state.as_mut_ptr(), size, 0) } == 0 {
+            // SAFETY: as above.
+            Sa::Reqid(unsafe { state.assume_init() }.reqid)
         } else {
             Sa::None
         }

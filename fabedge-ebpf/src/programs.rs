@@ -118,7 +118,7 @@ where
     };
     let amount = Amount::with_header(&packet, &header, &meta);
     let source = Tables::<F>::route(&Maps, header.src);
-    let verdict = classify::tunnel_ingress::<F>(&header, &packet, sa, source, &Maps);
+    let verdict = classify::tunnel_ingress::<F>(&header, &packet, sa, source.as_ref(), &Maps);
     if let (Some(route), Ingress::Pod(_) | Ingress::Stack(_)) = (source, &verdict) {
         amount.received_from(route.reqid);
     }
@@ -174,12 +174,13 @@ where
         Err(reason) => return unparsed(&packet, Program::TunnelEgress, reason, &meta),
     };
     let amount = Amount::with_header(&packet, &header, &meta);
-    if let Some(route) = Tables::<F>::route(&Maps, header.dst) {
+    let destination = Tables::<F>::route(&Maps, header.dst);
+    if let Some(route) = destination {
         amount.sent_to(route.reqid);
     }
     let reason = match stamp {
         STAMP_PLAIN => Reason::Carried,
-        _ => classify::tunnel_egress::<F>(&header, &packet, &Maps),
+        _ => classify::tunnel_egress::<F>(&header, &packet, destination, &Maps),
     };
     amount.count(Program::TunnelEgress, reason);
     NEXT

@@ -149,7 +149,8 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
         args.identity.clone(),
     );
     let (part, mut parts) = channel::channel(Part::Standby);
-    let holder = tokio::spawn(lease.hold(part));
+    let (renewals, renewed) = channel::channel(Instant::now());
+    let holder = tokio::spawn(lease.hold(part, renewals));
 
     // A standby observes too, and so takes over at once.
     let mut operator = Operator::new(client, filled, settings, args, status);
@@ -171,7 +172,7 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
                 }
             }
             // Also in the middle of a pass we end with our lead: whoever has it now does the rest.
-            () = operator.turn() => {}
+            done = turn(&mut operator, &renewed) => if done.is_none() { break Err(Error::Ended(Ending::Cut)) },
         }
     };
     // Frees the lease for the next one.
@@ -181,6 +182,16 @@ pub async fn run(args: &args::Run) -> Result<(), Error> {
     }
     info!("stopping; what was published stays");
     outcome
+}
+
+/// A turn of the operator; none when it led and its lease is over.
+async fn turn(operator: &mut Operator, renewed: &channel::Receiver<Instant>) -> Option<()> {
+    if operator.status.leads() {
+        lease::while_held(renewed, operator.turn()).await
+    } else {
+        operator.turn().await;
+        Some(())
+    }
 }
 
 /// Reads the settings, which the chart mounts, and refuses what nothing that the API could tell would mend.

@@ -12,7 +12,7 @@ use fabedge_common::config::{NodeConfig, Via};
 use tempfile::TempDir;
 
 /// Generous, for a machine with much else to do; what is measured on an idle one is far below.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Operator {
     child: Child,

@@ -1,11 +1,16 @@
 //! The benchmark: subsets that measure, and one shape for what they measured. `cargo xtask bench` runs a subset in the
 //! machine that it needs.
 
+pub mod control;
+pub mod converge;
 pub mod decision;
 pub mod path;
 pub mod plot;
 pub mod report;
 pub mod rounds;
+pub mod spread;
+pub mod throughput;
+pub mod tunnels;
 
 use std::fs;
 use std::path::Path;
@@ -44,9 +49,34 @@ pub const SUBSETS: &[Subset] = &[
         run: decision::run,
     },
     Subset {
+        name: "control",
+        about: control::ABOUT,
+        run: control::run,
+    },
+    Subset {
+        name: "tunnels",
+        about: tunnels::ABOUT,
+        run: tunnels::run,
+    },
+    Subset {
+        name: "converge",
+        about: converge::ABOUT,
+        run: converge::run,
+    },
+    Subset {
         name: "path",
         about: path::ABOUT,
         run: path::run,
+    },
+    Subset {
+        name: "spread",
+        about: spread::ABOUT,
+        run: spread::run,
+    },
+    Subset {
+        name: "throughput",
+        about: throughput::ABOUT,
+        run: throughput::run,
     },
 ];
 

@@ -23,10 +23,17 @@ use crate::world::addresses::{API_SERVER, Role, SITES};
 use crate::world::{self, World};
 
 /// How long a program may take to come up, under emulation.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(120);
 
 /// The capabilities with which the chart runs agents that are not privileged, and with which all agents run here.
 pub const AGENT_CAPABILITIES: [&str; 4] = ["DAC_OVERRIDE", "NET_ADMIN", "NET_RAW", "SYS_ADMIN"];
+
+/// What the agent's image has in its environment (`images/agent/Dockerfile`).
+const AGENT_ENVIRONMENT: [(&str, &str); 3] = [
+    ("MALLOC_ARENA_MAX", "1"),
+    ("MALLOC_MMAP_THRESHOLD_", "131072"),
+    ("MALLOC_TRIM_THRESHOLD_", "131072"),
+];
 
 /// Who performs ESP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -48,6 +55,16 @@ pub enum Switch {
     Off,
 }
 
+/// What an agent is told about spreading.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Spread {
+    /// That it shall choose.
+    #[default]
+    Auto,
+    /// To do without.
+    Off,
+}
+
 /// What a lab is made with.
 #[derive(Clone, Debug, Args)]
 pub struct Settings {
@@ -57,6 +74,9 @@ pub struct Settings {
     /// The eBPF fast path.
     #[arg(long, value_enum, default_value_t)]
     pub fast_path: Switch,
+    /// Whether the connector spreads ESP over its CPUs.
+    #[arg(long, value_enum, default_value_t)]
+    pub spread_esp: Spread,
     /// Folder with fabedge-agent and fabedge-operator.
     #[arg(long, default_value = "/host", value_name = "DIR")]
     pub programs: PathBuf,
@@ -318,6 +338,10 @@ pub fn agent(site: &Site, role: Role, settings: &Settings, log: &Path) -> Result
         Switch::On => ["--fast-path", "on"],
         Switch::Off => ["--fast-path", "off"],
     });
+    words.extend(match settings.spread_esp {
+        Spread::Auto => ["--spread-esp", "auto"],
+        Spread::Off => ["--spread-esp", "off"],
+    });
     if role != Role::Cloud {
         words.extend(match settings.tunnel {
             Tunnel::Xfrm => ["--tunnel", "xfrm"],
@@ -329,7 +353,7 @@ pub fn agent(site: &Site, role: Role, settings: &Settings, log: &Path) -> Result
         &format!("the agent of {}", site.place.name),
         &site.place,
         &words,
-        &[],
+        &AGENT_ENVIRONMENT,
         log,
     )
 }

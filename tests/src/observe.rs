@@ -57,6 +57,20 @@ pub fn sas_agree(world: &World) -> Result<bool> {
             .all(|(incoming, outgoing)| spis.contains(&(*outgoing, *incoming))))
 }
 
+/// What the IPv4 stack of a place has counted so far under a name of /proc/net/snmp.
+///
+/// # Errors
+/// When it counts nothing under that name.
+pub fn snmp(place: &Place, name: &str) -> Result<u64> {
+    let text = place.must(&["cat", "/proc/net/snmp"])?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
+    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let mut counts = names.split(' ').zip(values.split(' '));
+    counts
+        .find_map(|(known, value)| (known == name).then(|| value.parse().ok())?)
+        .with_context(|| format!("/proc/net/snmp of {} has no Ip: {name}", place.name))
+}
+
 /// How many packets the eBPF programs of a site have counted, by program and reason.
 #[derive(Clone, Debug, Default)]
 pub struct Packets(BTreeMap<(Program, Reason), u64>);
@@ -85,6 +99,11 @@ impl Packets {
             }
         }
         Ok(packets)
+    }
+
+    /// Packets that a program counted under a reason.
+    pub fn of(&self, program: Program, reason: Reason) -> u64 {
+        self.0.get(&(program, reason)).copied().unwrap_or(0)
     }
 
     /// What was counted since `before`.

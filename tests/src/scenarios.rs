@@ -4,6 +4,7 @@ pub mod cleanup;
 pub mod communities;
 pub mod faults;
 pub mod instruments;
+pub mod mtu;
 pub mod product;
 pub mod reports;
 pub mod traffic;
@@ -48,11 +49,12 @@ pub const FAULTS: Suite = Suite {
 };
 
 /// Every suite of `fabedge-lab suite`.
-pub const SUITES: [&Suite; 5] = [
+pub const SUITES: [&Suite; 6] = [
     &instruments::SUITE,
     &CONNECTIVITY,
     &SLOW_PATH,
     &FAULTS,
+    &mtu::SUITE,
     &cleanup::SUITE,
 ];
 

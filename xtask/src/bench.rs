@@ -10,15 +10,25 @@ use crate::interrupt::Interrupt;
 use crate::lab::{copy_files, environment, words};
 use crate::machine::{Kernel, Machine, Options};
 use crate::places::Places;
-use crate::{build, setup};
+use crate::{build, k8s, setup};
 
 /// The subsets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Subset {
     /// ns to find the route of a packet, on this kernel: the fast path, the kernel's trie, a hash
     Decision,
+    /// What it takes an agent to apply a document of 10 to 10,000 peers, and to apply one change
+    Control,
+    /// How fast an agent brings tunnels up to a thousand real peers
+    Tunnels,
+    /// From a Community to documents with a thousand nodes, and from documents to the first packet between pods
+    Converge,
     /// Instructions per packet, pod to pod: the predecessor's way, ours, WireGuard's, and the floor
     Path,
+    /// How the CPUs of a connector share the decryption of one tunnel and of ten, with `uplink_xdp` and without
+    Spread,
+    /// Datagrams and bytes per second, pod to pod; encrypted with --kernel 6.12, else in the clear
+    Throughput,
 }
 
 impl Subset {
@@ -31,7 +41,12 @@ impl Subset {
     /// What it needs.
     fn machine(self) -> Options {
         match self {
-            Subset::Decision => Options::on(Kernel::Host),
+            Subset::Decision | Subset::Control | Subset::Throughput => Options::on(Kernel::Host),
+            Subset::Converge | Subset::Tunnels => Options::on(Kernel::V6_12),
+            Subset::Spread => Options {
+                cpus: 2,
+                ..Options::on(Kernel::V6_12)
+            },
             Subset::Path => Options {
                 icount: true,
                 ..Options::on(Kernel::V6_12)
@@ -97,6 +112,11 @@ fn measure(places: &Places, subset: Subset, arguments: &Arguments, interrupt: &I
     eprintln!("\n== {name}, kernel {}", kernel.name());
     let mut files = build::host_files(places);
     files.push(("fabedge-bench.o".to_owned(), places.bench_object()));
+    if subset == Subset::Converge {
+        let times = places.target.join("community.json");
+        k8s::check::changes(places, &times, interrupt)?;
+        files.push(("community.json".to_owned(), times));
+    }
     let machine = Machine::boot(places, &options, &files, interrupt)?;
     let mut command = words(&["/host/fabedge-lab", "bench", &name, "--out", "/out/bench"]);
     command.extend(arguments.more.iter().cloned());

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
 
 use crate::places::Places;
 use crate::progress::{attached, step};
@@ -55,6 +57,8 @@ fn object(places: &Places, name: &str, object: &Path) -> Result<()> {
             attached(build.current_dir(places.repo.join("fabedge-ebpf")))?;
             let built = Bpf::artifact(&target, name);
             let content = std::fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+            let content =
+                without_dwarf(&content).with_context(|| format!("stripping {}", built.display()))?;
             if std::fs::read(object).ok().as_ref() != Some(&content) {
                 std::fs::create_dir_all(object.parent().context("a path without a folder")?)?;
                 std::fs::write(object, content).with_context(|| format!("writing {}", object.display()))?;
@@ -62,6 +66,26 @@ fn object(places: &Places, name: &str, object: &Path) -> Result<()> {
             Ok(())
         },
     )
+}
+
+/// An object without DWARF. The linker makes BTF of it, and nothing reads it then; it is most of the object.
+fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = Builder::read(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.as_slice();
+        section.delete = [&b".debug_"[..], b".rel.debug_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+    }
+    builder.delete_orphans();
+    // LLVM has one table for the names of symbols and sections; this writer wants two.
+    let names = builder.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }
 
 /// What a machine shows at `/host`: the programs and data that exist now.

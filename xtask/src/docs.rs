@@ -56,7 +56,49 @@ pub fn check(repo: &Path) -> Result<Vec<Checked>> {
         ("links in documents lead to files", dead),
         ("commands in documents exist", unknown),
         ("commands of guides can be found by tests", of_guides(repo)?),
+        ("tests that SECURITY.md names exist", promises(repo)?),
     ])
+}
+
+/// What the table of promises names in its last column and no test bears: a function, or the name of a check of the lab.
+fn promises(repo: &Path) -> Result<Vec<String>> {
+    let path = repo.join("SECURITY.md");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let table = text
+        .lines()
+        .enumerate()
+        .skip_while(|(_, line)| !line.ends_with("| tried by |"))
+        .skip(2)
+        .take_while(|(_, line)| line.starts_with('|'));
+    let mut missing = Vec::new();
+    let mut named = 0;
+    for (number, row) in table {
+        let tests = row
+            .trim_end_matches([' ', '|'])
+            .rsplit('|')
+            .next()
+            .unwrap_or_default();
+        for name in tests.split('`').skip(1).step_by(2) {
+            let wanted = if name.contains(' ') {
+                format!("\"{name}")
+            } else {
+                format!("fn {name}(")
+            };
+            let found = Command::new("git")
+                .args(["grep", "-q", "-F", "-e", &wanted, "--", "*.rs"])
+                .current_dir(repo)
+                .status()
+                .context("running git grep")?;
+            named += 1;
+            if !found.success() {
+                missing.push(format!("SECURITY.md:{}: there is no test `{name}`", number + 1));
+            }
+        }
+    }
+    if named == 0 {
+        missing.push("SECURITY.md: its table of promises names no test".to_owned());
+    }
+    Ok(missing)
 }
 
 /// What is wrong with the marks of the guides, and where their languages differ.

@@ -301,14 +301,15 @@ fn status_of(state: &State) -> Result<()> {
             program.log.display()
         );
     }
+    // A program that was about to begin ends with that command, and is recorded already.
+    if !state.complete {
+        bail!("it is being started, or the command that started it was killed");
+    }
     if !ended.is_empty() {
         bail!(
             "{} ended by itself; `cargo xtask k8s down` ends the rest",
             ended.join(", ")
         );
-    }
-    if !state.complete {
-        bail!("it is being started, or the command that started it was killed");
     }
     Ok(())
 }

@@ -237,7 +237,7 @@ const WORLDS: [World; 3] = [
         kernel: Kernel::Host,
         tunnel: Tunnel::Libipsec,
         programs: &[],
-        suites: &["instruments", "connectivity", "cleanup"],
+        suites: &["instruments", "connectivity", "mtu", "cleanup"],
     },
 ];
 

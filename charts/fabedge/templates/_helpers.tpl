@@ -114,9 +114,15 @@ args:
 {{- with $args.TUNNEL }}
 - --tunnel={{ . }}
 {{- end }}
-{{- $fastPath := include "fabedge.at" (list $root.Values "agent.args.FAST_PATH") | trimAll "\"" }}
-{{- if ne $fastPath "null" }}
-- --fast-path={{ get (dict "true" "on" "false" "off") $fastPath | default $fastPath }}
+{{- $switches := dict "fast-path" "FAST_PATH" }}
+{{- if eq $role "connector" }}
+{{- $_ := set $switches "spread-esp" "SPREAD_ESP" }}
+{{- end }}
+{{- range $option, $name := $switches }}
+{{- $value := include "fabedge.at" (list $root.Values (printf "agent.args.%s" $name)) | trimAll "\"" }}
+{{- if ne $value "null" }}
+- --{{ $option }}={{ get (dict "true" "on" "false" "off") $value | default $value }}
+{{- end }}
 {{- end }}
 {{- with index . 2 }}
 - --resync={{ . }}

@@ -64,8 +64,8 @@ would be without effect is refused by its name, never accepted in silence.
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := $values.agent.args -}}
-{{- if not (or (has $name (list "LOG" "FAST_PATH" "TUNNEL" "RESYNC" "METRICS_LISTEN" "MASQ_OUTGOING")) (hasKey $unavailable (printf "agent.args.%s" $name))) -}}
-{{- fail (printf "agent.args.%s is not an option of this version's agent: it has LOG, FAST_PATH, TUNNEL, RESYNC, METRICS_LISTEN and MASQ_OUTGOING" $name) -}}
+{{- if not (or (has $name (list "LOG" "FAST_PATH" "TUNNEL" "RESYNC" "METRICS_LISTEN" "SPREAD_ESP" "MASQ_OUTGOING")) (hasKey $unavailable (printf "agent.args.%s" $name))) -}}
+{{- fail (printf "agent.args.%s is not an option of this version's agent: it has LOG, FAST_PATH, TUNNEL, RESYNC, METRICS_LISTEN, SPREAD_ESP and MASQ_OUTGOING" $name) -}}
 {{- end -}}
 {{- end -}}
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::programs::SchedClassifier;
 use aya::programs::links::{FdLink, PinnedLink};
 use futures_util::TryStreamExt;
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use tracing::debug;
 
@@ -41,6 +41,8 @@ pub struct Hooks {
     pub dead: BTreeSet<Hook>,
     /// Programs of others on the hooks that we want, in words.
     pub foreign: BTreeSet<String>,
+    /// Hooks that somebody else's program has for itself, and which that is.
+    pub taken: BTreeMap<Hook, String>,
 }
 
 /// Looks at TCX. Links are known by their pins; what `wanted` says of a pin's device gives it its name.
@@ -50,7 +52,8 @@ pub struct Hooks {
 pub fn tcx(board: &Pinboard, wanted: &BTreeSet<Hook>) -> Result<Hooks, Error> {
     let mut found = Hooks::default();
     let mut pinned = board.links()?;
-    for hook in wanted {
+    pinned.retain(|pin| !pin.entry.is_xdp());
+    for hook in wanted.iter().filter(|hook| !hook.entry.is_xdp()) {
         let had = pinned
             .iter()
             .position(|pin| pin.ifindex == hook.ifindex && pin.entry == hook.entry);
@@ -80,6 +83,69 @@ pub fn tcx(board: &Pinboard, wanted: &BTreeSet<Hook>) -> Result<Hooks, Error> {
     }
     found.dead.extend(pinned);
     Ok(found)
+}
+
+/// Looks at XDP: one program per device, ours known by the pin of its link.
+///
+/// # Errors
+/// When pins or devices cannot be listed.
+pub async fn xdp(
+    board: &Pinboard,
+    netlink: &rtnetlink::Handle,
+    wanted: &BTreeSet<Hook>,
+    found: &mut Hooks,
+) -> Result<(), Error> {
+    let mut pinned = board.links()?;
+    pinned.retain(|pin| pin.entry.is_xdp());
+    let wanted: Vec<&Hook> = wanted.iter().filter(|hook| hook.entry.is_xdp()).collect();
+    if pinned.is_empty() && wanted.is_empty() {
+        return Ok(());
+    }
+    let present = xdp_programs(netlink).await?;
+    for pin in pinned {
+        let ours = program_of_pin(board, &pin);
+        let hook = wanted.iter().find(|hook| hook.ifindex == pin.ifindex);
+        let hook = hook.map_or(pin, |hook| (*hook).clone());
+        if ours.is_some() && ours == present.get(&hook.ifindex).copied() {
+            found.ours.insert(hook);
+        } else {
+            found.dead.insert(hook);
+        }
+    }
+    for hook in wanted {
+        if let (Some(id), false) = (present.get(&hook.ifindex), found.ours.contains(hook)) {
+            found.taken.insert(
+                hook.clone(),
+                format!("it has an XDP program of somebody else (id {id})"),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The XDP programs of all devices, by index.
+async fn xdp_programs(netlink: &rtnetlink::Handle) -> Result<BTreeMap<u32, u32>, Error> {
+    let program = |attributes: &[LinkAttribute]| {
+        attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Xdp(xdp) => xdp.iter().find_map(|item| match item {
+                LinkXdp::ProgId(id)
+                | LinkXdp::DrvProgId(id)
+                | LinkXdp::SkbProgId(id)
+                | LinkXdp::HwProgId(id)
+                    if *id != 0 =>
+                {
+                    Some(*id)
+                }
+                _ => None,
+            }),
+            _ => None,
+        })
+    };
+    let links = links(netlink).await?;
+    Ok(links
+        .iter()
+        .filter_map(|link| Some((link.header.index, program(&link.attributes)?)))
+        .collect())
 }
 
 fn program_of_pin(board: &Pinboard, hook: &Hook) -> Option<u32> {
@@ -113,6 +179,7 @@ pub async fn clsact(netlink: &rtnetlink::Handle, wanted: &BTreeSet<Hook>) -> Res
             let hooks: Vec<&Hook> = wanted
                 .iter()
                 .filter(|hook| hook.ifindex == ifindex && hook.entry.on_ingress() == ingress)
+                .filter(|hook| !hook.entry.is_xdp())
                 .collect();
             // A dump lists each preference once more, as an entry without a handle.
             for filter in filters
@@ -177,30 +244,31 @@ pub fn connect() -> Result<rtnetlink::Handle, Error> {
 /// Looks at the hooks in the way of this kernel.
 ///
 /// # Errors
-/// See [`tcx`] and [`clsact`].
+/// See [`tcx`], [`clsact`] and [`xdp`].
 pub async fn find(
     mode: Mode,
     board: &Pinboard,
     netlink: &rtnetlink::Handle,
     wanted: &BTreeSet<Hook>,
 ) -> Result<Hooks, Error> {
-    match mode {
-        Mode::Tcx => tcx(board, wanted),
-        Mode::Clsact => clsact(netlink, wanted).await,
-    }
+    let mut found = match mode {
+        Mode::Tcx => tcx(board, wanted)?,
+        Mode::Clsact => clsact(netlink, wanted).await?,
+    };
+    xdp(board, netlink, wanted, &mut found).await?;
+    Ok(found)
+}
+
+async fn links(netlink: &rtnetlink::Handle) -> Result<Vec<LinkMessage>, Error> {
+    let links = netlink.link().get().execute().try_collect().await;
+    links.map_err(|source| Error::Dump {
+        what: "the devices".to_owned(),
+        source,
+    })
 }
 
 async fn devices(netlink: &rtnetlink::Handle) -> Result<BTreeMap<u32, String>, Error> {
-    let messages: Vec<_> = netlink
-        .link()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|source| Error::Dump {
-            what: "the devices".to_owned(),
-            source,
-        })?;
+    let messages = links(netlink).await?;
     let name = |attributes: &[LinkAttribute]| {
         attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::IfName(name) => Some(name.clone()),

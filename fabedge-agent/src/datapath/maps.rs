@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use aya::maps::lpm_trie::Key;
+use aya::maps::xdp::XdpMapError;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use fabedge_common::abi::{self, Counter, Flow, Peer, Pod, Program, Reason, Route, StackFlow, State, map};
@@ -11,6 +12,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::bpffs::Pinboard;
 use super::plan::Pins;
+use super::queues::Queues;
+use super::tables::{self, Grace, Tables};
 use super::values::Value;
 
 /// `BPF_NOEXIST` of linux/bpf.h: an entry that exists is left alone.
@@ -18,15 +21,32 @@ const NOEXIST: u64 = 1;
 
 /// A map that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{attempted} the map {map}")]
-pub struct Error {
-    attempted: &'static str,
-    map: &'static str,
-    source: MapError,
+pub enum Error {
+    /// One of those with an entry for each thing.
+    #[error("{attempted} the map {map}")]
+    Entry {
+        /// What was tried.
+        attempted: &'static str,
+        /// Which map.
+        map: &'static str,
+        /// Why it failed.
+        source: MapError,
+    },
+    /// The forwarding tables.
+    #[error(transparent)]
+    Table(#[from] tables::Error),
+    /// A CPU's queue.
+    #[error("making the queue of CPU {cpu}")]
+    Queue {
+        /// Which CPU.
+        cpu: u32,
+        /// Why it failed.
+        source: XdpMapError,
+    },
 }
 
-fn failed(attempted: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
-    move |source| Error {
+pub(super) fn failed(attempted: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
+    move |source| Error::Entry {
         attempted,
         map,
         source,
@@ -37,12 +57,15 @@ fn failed(attempted: &'static str, map: &'static str) -> impl FnOnce(MapError) -
 pub struct Maps {
     routes4: LpmTrie<MapData, [u8; 4], Value<Route>>,
     routes6: LpmTrie<MapData, [u8; 16], Value<Route>>,
+    tables: Tables,
     pods4: HashMap<MapData, [u8; 4], Value<Pod>>,
     pods6: HashMap<MapData, [u8; 16], Value<Pod>>,
     peers: PerCpuHashMap<MapData, u32, Value<Peer>>,
     stats: PerCpuArray<MapData, Value<Counter>>,
     stack_flows: HashMap<MapData, Value<Flow>, Value<StackFlow>>,
     state: Array<MapData, Value<State>>,
+    /// Which SA has which CPU.
+    pub queues: Queues,
 }
 
 /// What is pinned.
@@ -78,21 +101,30 @@ pub fn find(board: &Pinboard) -> Result<Found, Error> {
     if missing.len() == map::ALL.len() {
         return Ok(Found::Nothing);
     }
+    if !missing.contains(&map::STATE) {
+        // Other versions have other maps.
+        match version(board)? {
+            Some(abi::VERSION) => {}
+            Some(version) => return Ok(Found::Other(format!("ABI version {version}"))),
+            None => return Ok(Found::Other("no ABI version".to_owned())),
+        }
+    }
     if let [first, ..] = missing[..] {
         return Ok(Found::Other(format!("incomplete: no {first}")));
     }
-    match version(board)? {
-        Some(abi::VERSION) => {}
-        Some(version) => return Ok(Found::Other(format!("ABI version {version}"))),
-        None => return Ok(Found::Other("no ABI version".to_owned())),
-    }
     match open(board) {
         Ok(maps) => Ok(Found::Ours(Box::new(maps))),
-        Err(Error {
-            map,
-            source: MapError::InvalidKeySize { .. } | MapError::InvalidValueSize { .. },
-            ..
-        }) => Ok(Found::Other(format!("{map} has another layout"))),
+        Err(
+            Error::Entry {
+                map,
+                source: MapError::InvalidKeySize { .. } | MapError::InvalidValueSize { .. },
+                ..
+            }
+            | Error::Table(tables::Error::Map {
+                map,
+                source: MapError::InvalidKeySize { .. } | MapError::InvalidValueSize { .. },
+            }),
+        ) => Ok(Found::Other(format!("{map} has another layout"))),
         Err(error) => Err(error),
     }
 }
@@ -101,7 +133,7 @@ pub fn find(board: &Pinboard) -> Result<Found, Error> {
 fn version(board: &Pinboard) -> Result<Option<u32>, Error> {
     let state: Array<MapData, Value<State>> = match typed(board, map::STATE) {
         Ok(state) => state,
-        Err(Error {
+        Err(Error::Entry {
             source: MapError::InvalidValueSize { .. } | MapError::InvalidMapType { .. },
             ..
         }) => {
@@ -124,12 +156,14 @@ pub fn open(board: &Pinboard) -> Result<Maps, Error> {
     Ok(Maps {
         routes4: typed(board, map::ROUTES4)?,
         routes6: typed(board, map::ROUTES6)?,
+        tables: Tables::new(|name| MapData::from_pin(board.map(name)))?,
         pods4: typed(board, map::PODS4)?,
         pods6: typed(board, map::PODS6)?,
         peers: typed(board, map::PEERS)?,
         stats: typed(board, map::STATS)?,
         stack_flows: typed(board, map::STACK_FLOWS)?,
         state: typed(board, map::STATE)?,
+        queues: Queues::new(typed(board, map::SAS)?, typed(board, map::CPUS)?),
     })
 }
 
@@ -214,6 +248,16 @@ impl Maps {
                     .map_err(failed("removing from", map::ROUTES6))
             }
         }
+    }
+
+    /// Compiles the routes of a family into the table that the programs read. It takes the place of its predecessor in
+    /// one step: a packet sees the one or the other. What is left of the kernel's wait for the latter must be over before
+    /// the next.
+    ///
+    /// # Errors
+    /// When the table is too large, or the kernel has no memory for it; the one in force stays then.
+    pub fn compile(&mut self, family: u32, routes: &BTreeMap<IpNet, Route>) -> Result<Option<Grace>, Error> {
+        Ok(self.tables.replace(family, routes)?)
     }
 
     /// The pods of both families.

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fabedge_common::abi::{POD_LEARNING, Pod, Route};
+use fabedge_common::abi::{POD_LEARNING, Pod, Route, SaCpu, SaId};
 use ipnet::IpNet;
 
 use crate::desired::datapath::{Datapath, Hook};
+use crate::desired::spread::assign;
 
 /// The pinned maps, as found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Actual {
     pub loaded: bool,
     /// Contents of `routes4` and `routes6`.
     pub routes: BTreeMap<IpNet, Route>,
+    /// Whether the tables that programs read are known to say the same.
+    pub compiled: bool,
     /// Contents of `pods4` and `pods6`.
     pub pods: BTreeMap<IpAddr, Pod>,
     /// Keys of `peers`.
@@ -38,6 +41,12 @@ pub struct Actual {
     pub hooks: BTreeSet<Hook>,
     /// Links of ours to devices that are gone.
     pub dead: BTreeSet<Hook>,
+    /// Hooks that cannot be had.
+    pub barred: BTreeSet<Hook>,
+    /// Contents of `sas`.
+    pub sas: BTreeMap<SaId, SaCpu>,
+    /// CPUs with a queue in `cpus`.
+    pub cpus: BTreeSet<u32>,
     /// Pods that have been learning for long enough.
     pub learned: BTreeSet<IpAddr>,
 }
@@ -81,6 +90,8 @@ pub struct Plan {
     pub load: Option<Load>,
     /// Changes of the route maps.
     pub routes: Changes<IpNet, Route>,
+    /// Compile the routes, once they are set; they are again when some have been removed.
+    pub compile: bool,
     /// Changes of the pod maps.
     pub pods: Changes<IpAddr, Pod>,
     /// Changes of the counters per peer.
@@ -91,6 +102,10 @@ pub struct Plan {
     pub keep: BTreeSet<Hook>,
     /// Hooks that lose theirs, and links to nothing.
     pub detach: BTreeSet<Hook>,
+    /// CPUs that get a queue.
+    pub queues: Changes<u32, ()>,
+    /// Changes of which CPU has which SA.
+    pub sas: Changes<SaId, SaCpu>,
     /// Remove the pins of all maps, and their folder.
     pub unpin: bool,
 }
@@ -99,10 +114,12 @@ impl Plan {
     /// Whether something is to be added or changed.
     pub fn grows(&self) -> bool {
         self.load.is_some()
-            || !self.routes.set.is_empty()
+            || self.compile
             || !self.pods.set.is_empty()
             || !self.peers.set.is_empty()
             || !self.attach.is_empty()
+            || !self.queues.set.is_empty()
+            || !self.sas.set.is_empty()
     }
 
     /// Whether something is to be removed.
@@ -111,6 +128,8 @@ impl Plan {
             || !self.pods.remove.is_empty()
             || !self.peers.remove.is_empty()
             || !self.detach.is_empty()
+            || !self.queues.remove.is_empty()
+            || !self.sas.remove.is_empty()
             || self.unpin
     }
 }
@@ -135,12 +154,17 @@ pub fn plan(desired: &Datapath, actual: &Actual) -> Plan {
         .peers
         .iter()
         .filter(|(reqid, _)| !actual.peers.contains(reqid));
+    let routes = Changes {
+        set: differing(&desired.routes, &actual.routes),
+        remove: obsolete(actual.routes.keys(), &desired.routes),
+    };
+    let spread = &desired.spread;
+    let sas = assign(&spread.sas, &actual.sas, &spread.cpus);
+    let queues = spread.cpus.difference(&actual.cpus);
     Plan {
+        compile: load.is_some() || !routes.set.is_empty() || !actual.compiled,
         load,
-        routes: Changes {
-            set: differing(&desired.routes, &actual.routes),
-            remove: obsolete(actual.routes.keys(), &desired.routes),
-        },
+        routes,
         pods: Changes {
             set: pods(desired, actual),
             remove: obsolete(actual.pods.keys(), &desired.pods),
@@ -149,7 +173,20 @@ pub fn plan(desired: &Datapath, actual: &Actual) -> Plan {
             set: peers.map(|(reqid, name)| (*reqid, name.clone())).collect(),
             remove: obsolete(actual.peers.iter(), &desired.peers),
         },
-        attach: desired.hooks.difference(&actual.hooks).cloned().collect(),
+        queues: Changes {
+            set: queues.map(|cpu| (*cpu, ())).collect(),
+            remove: actual.cpus.difference(&spread.cpus).copied().collect(),
+        },
+        sas: Changes {
+            set: differing(&sas, &actual.sas),
+            remove: obsolete(actual.sas.keys(), &sas),
+        },
+        attach: desired
+            .hooks
+            .iter()
+            .filter(|hook| !actual.hooks.contains(hook) && !actual.barred.contains(hook))
+            .cloned()
+            .collect(),
         keep: desired.hooks.intersection(&actual.hooks).cloned().collect(),
         detach: actual
             .hooks
@@ -158,6 +195,27 @@ pub fn plan(desired: &Datapath, actual: &Actual) -> Plan {
             .cloned()
             .collect(),
         unpin: false,
+    }
+}
+
+/// The difference between two desired states, of which the maps hold the first, as far as peers and their prefixes go.
+pub fn change(before: &Datapath, after: &Datapath) -> Plan {
+    let peers = after
+        .peers
+        .iter()
+        .filter(|(reqid, _)| !before.peers.contains_key(reqid));
+    let routes = Changes {
+        set: differing(&after.routes, &before.routes),
+        remove: obsolete(before.routes.keys(), &after.routes),
+    };
+    Plan {
+        compile: !routes.set.is_empty(),
+        routes,
+        peers: Changes {
+            set: peers.map(|(reqid, name)| (*reqid, name.clone())).collect(),
+            remove: obsolete(before.peers.keys(), &after.peers),
+        },
+        ..Plan::default()
     }
 }
 

@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
-use aya::programs::{Link, LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{Link, LinkOrder, ProgramError, ProgramFd, SchedClassifier, TcAttachType, Xdp};
+use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use fabedge_common::abi::map;
 
@@ -17,7 +19,10 @@ pub const PRIORITY: u16 = 250;
 /// Handle of our filters on kernels without TCX: the mark by which we know them.
 pub const HANDLE: u16 = 0xfabe;
 
-/// How programs hang on a device.
+/// The program that takes packets out of a CPU's queue.
+const UPLINK_CPU: &str = "uplink_cpu";
+
+/// How TC programs hang on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// TCX links, pinned (Linux 6.6 and later).
@@ -77,6 +82,14 @@ pub enum Error {
     /// The BPF file system.
     #[error(transparent)]
     Bpffs(#[from] bpffs::Error),
+    /// The number of CPUs.
+    #[error("reading {file}")]
+    Cpus {
+        /// Where it is told.
+        file: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
 }
 
 /// The object in the kernel.
@@ -92,7 +105,9 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses maps or programs.
     pub fn load(object: &[u8], board: &Pinboard, mode: Mode) -> Result<Self, Error> {
+        let cpus = nr_cpus().map_err(|(file, source)| Error::Cpus { file, source })?;
         let mut loader = EbpfLoader::new();
+        loader.map_max_entries(map::CPUS, cpus as u32);
         for name in map::ALL {
             loader.map_pin_path(name, Cow::Owned(board.map(name)));
         }
@@ -118,11 +133,41 @@ impl Programs {
         Ok(program)
     }
 
+    fn xdp(&mut self, name: &'static str) -> Result<&mut Xdp, Error> {
+        let failed = |source| Error::Load { name, source };
+        let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+        let program: &mut Xdp = program.try_into().map_err(failed)?;
+        if program.fd().is_err() {
+            program.load().map_err(failed)?;
+        }
+        Ok(program)
+    }
+
+    /// The program that takes packets out of a CPU's queue.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn uplink_cpu(&mut self) -> Result<&ProgramFd, Error> {
+        self.xdp(UPLINK_CPU)?.fd().map_err(Error::Attach)
+    }
+
     /// Attaches a program where none of ours is.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(&mut self, hook: &Hook, board: &Pinboard) -> Result<(), Error> {
+        if hook.entry.is_xdp() {
+            let program = self.xdp(hook.entry.name())?;
+            // Generic XDP comes after GRO, and so after ESP is decrypted, and it copies packets.
+            let id = program
+                .attach_to_if_index(hook.ifindex, XdpMode::Driver)
+                .map_err(Error::Attach)?;
+            let link = program.take_link(id).map_err(Error::Attach)?;
+            board.remove_link(hook)?;
+            let link = FdLink::try_from(link).map_err(Error::Link)?;
+            link.pin(board.link(hook)).map_err(Error::Pin)?;
+            return Ok(());
+        }
         let mode = self.mode;
         let (options, had_qdisc) = match mode {
             Mode::Tcx => (TcAttachOptions::TcxOrder(LinkOrder::first()), false),
@@ -158,6 +203,15 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses; the old program goes on then.
     pub fn replace(&mut self, hook: &Hook, board: &Pinboard) -> Result<(), Error> {
+        if hook.entry.is_xdp() {
+            let pinned = PinnedLink::from_pin(board.link(hook)).map_err(Error::Link)?;
+            let link = XdpLink::try_from(FdLink::from(pinned)).map_err(Error::Link)?;
+            let program = self.xdp(hook.entry.name())?;
+            let id = program.attach_to_link(link).map_err(Error::Attach)?;
+            // The pin holds it.
+            drop(program.take_link(id).map_err(Error::Attach)?);
+            return Ok(());
+        }
         let mode = self.mode;
         let link = match mode {
             Mode::Tcx => {
@@ -184,6 +238,7 @@ impl Programs {
 /// When the kernel refuses.
 pub fn detach(hook: &Hook, board: &Pinboard, mode: Mode) -> Result<(), Error> {
     match mode {
+        _ if hook.entry.is_xdp() => Ok(board.remove_link(hook)?),
         Mode::Tcx => Ok(board.remove_link(hook)?),
         Mode::Clsact => attached(hook)?.detach().map_err(Error::Attach),
     }

@@ -4,7 +4,7 @@
     reason = "aya asks for an unsafe marker on what it copies to and from the kernel"
 )]
 
-use fabedge_common::abi::{Counter, Flow, Peer, Pod, Route, StackFlow, State};
+use fabedge_common::abi::{Counter, Flow, Peer, Pod, Route, SaCpu, SaId, StackFlow, State};
 
 /// A value of the kernel ABI.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,8 @@ impl Abi for Flow {}
 impl Abi for Peer {}
 impl Abi for Pod {}
 impl Abi for Route {}
+impl Abi for SaCpu {}
+impl Abi for SaId {}
 impl Abi for StackFlow {}
 impl Abi for State {}
 

@@ -7,6 +7,7 @@ use fabedge_common::abi::{self, POD_SHAPED, Pod, ROUTE_STACK, ROUTE_TUN, ROUTE_X
 use fabedge_common::config::{Endpoint, EndpointType, NodeConfig, Via};
 use ipnet::IpNet;
 
+use super::spread::Spread;
 use crate::facts::{Facts, Link, TunnelKind};
 
 /// What the fast path shall be. The default is: nothing of it.
@@ -22,6 +23,8 @@ pub struct Datapath {
     pub peers: BTreeMap<u32, String>,
     /// Where programs are attached.
     pub hooks: BTreeSet<Hook>,
+    /// Which CPU decrypts what.
+    pub spread: Spread,
 }
 
 /// An entry point of the eBPF object.
@@ -37,16 +40,19 @@ pub enum Entry {
     PodIngress,
     /// Packets from a pod.
     PodEgress,
+    /// Packets on an uplink, among them ESP: XDP, where the others are TC.
+    UplinkXdp,
 }
 
 impl Entry {
     /// All of them. Those that remember flows of the stack come before those that send packets past it.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::TunnelIngress,
         Self::TunIngress,
         Self::TunnelEgress,
         Self::PodIngress,
         Self::PodEgress,
+        Self::UplinkXdp,
     ];
 
     /// The program's name in the object.
@@ -57,22 +63,28 @@ impl Entry {
             Self::TunnelEgress => "tunnel_egress",
             Self::PodIngress => "pod_ingress",
             Self::PodEgress => "pod_egress",
+            Self::UplinkXdp => "uplink_xdp",
         }
     }
 
     /// Whether it hangs on the device's ingress. What a pod sends is ingress of the host's side of its veth.
     pub fn on_ingress(self) -> bool {
         match self {
-            Self::TunnelIngress | Self::TunIngress | Self::PodEgress => true,
+            Self::TunnelIngress | Self::TunIngress | Self::PodEgress | Self::UplinkXdp => true,
             Self::TunnelEgress | Self::PodIngress => false,
         }
+    }
+
+    /// Whether it is XDP rather than TC.
+    pub fn is_xdp(self) -> bool {
+        self == Self::UplinkXdp
     }
 
     /// Whether it hangs on the tunnel device rather than on a pod's.
     pub fn on_tunnel(self) -> bool {
         match self {
             Self::TunnelIngress | Self::TunIngress | Self::TunnelEgress => true,
-            Self::PodIngress | Self::PodEgress => false,
+            Self::PodIngress | Self::PodEgress | Self::UplinkXdp => false,
         }
     }
 }
@@ -211,7 +223,6 @@ fn routes(
         TunnelKind::Xfrm => ROUTE_XFRM,
         TunnelKind::Libipsec => ROUTE_TUN,
     };
-    let mtu = tunnel.mtu.min(facts.tunnel_mtu());
     let connector = config.connector().map(|peer| peer.endpoint.name.as_str());
     let mut routes = BTreeMap::new();
     let mut peers = BTreeMap::new();
@@ -232,7 +243,7 @@ fn routes(
                 ifindex: tunnel.index,
                 reqid,
                 flags,
-                mtu,
+                mtu: tunnel.mtu.min(facts.path_mtu(reqid, matches!(net, IpNet::V6(_)))),
             };
             if routes
                 .insert(net, route)

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fabedge_common::config::NodeConfig;
+use fabedge_common::config::{EndpointType, NodeConfig};
+use fabedge_common::prefixes::Prefixes;
 use ipnet::IpNet;
 
 use super::Options;
 use super::routes::{remote_nodes, underlay};
-use crate::facts::Facts;
+use crate::facts::{Facts, TunnelKind};
 use crate::marks;
 
 /// Our nftables table, and what passes FORWARD in the iptables backends in use.
@@ -47,6 +48,10 @@ pub enum Set {
     RemoteNodes,
     /// Every prefix of the pod network, wherever it is.
     Network,
+    /// Peers' prefixes and the pod network's in one.
+    Guarded,
+    /// Those, the node addresses behind tunnels, and an edge's own pods: what goes elsewhere is of no interest when it leaves.
+    Watched,
 }
 
 /// Where rules are looked at.
@@ -99,6 +104,12 @@ pub enum When {
     Redirect,
     /// Its route encrypts it.
     Encrypted,
+    /// It measures a path, or is the ESP packet around one that does.
+    Probe,
+    /// Neither.
+    NoProbe,
+    /// It tells that an ESP packet of ours should have been fragmented (IPv4).
+    EspTooLarge,
 }
 
 /// What happens to a packet.
@@ -114,6 +125,8 @@ pub enum Then {
     Source(IpAddr),
     /// Its source becomes the address of the interface by which it leaves.
     Masquerade,
+    /// An IPv4 packet must not be fragmented on its way, and goes on to the next rule.
+    Whole,
 }
 
 /// Why a packet was dropped.
@@ -135,6 +148,8 @@ pub enum Counter {
     OutboundToNodes,
     /// ICMP redirects among tunnel ends.
     OutboundRedirect,
+    /// ICMP errors about the size of ESP packets.
+    InboundTooLarge,
 }
 
 /// What passes FORWARD.
@@ -286,11 +301,24 @@ pub fn cloud(config: &NodeConfig, _: &Facts, _: &Options) -> Firewall {
 impl Table {
     fn new(config: &NodeConfig) -> Self {
         let own = &config.endpoint;
-        let own_nodes = if own.kind == fabedge_common::config::EndpointType::EdgeNode {
-            Vec::new()
-        } else {
-            own.node_subnets.clone()
+        let (own_nodes, own_pods) = match own.kind {
+            EndpointType::EdgeNode => (Vec::new(), own.subnets.clone()),
+            EndpointType::Connector | EndpointType::CloudNode => (own.node_subnets.clone(), Vec::new()),
         };
+        let peers: Vec<IpNet> = config
+            .peers
+            .iter()
+            .flat_map(|peer| peer.endpoint.subnets.iter().copied())
+            .collect();
+        let network = config.network_subnets.clone();
+        let guarded: Vec<IpNet> = peers.iter().chain(&network).copied().collect();
+        let remote_nodes: Vec<IpNet> = remote_nodes(config);
+        let watched = guarded
+            .iter()
+            .chain(&remote_nodes)
+            .chain(&own_pods)
+            .copied()
+            .collect();
         let sets = [
             (
                 Set::Own,
@@ -298,18 +326,13 @@ impl Table {
             ),
             (Set::Services, own.service_subnets.clone()),
             (Set::OwnNodes, own_nodes),
-            (
-                Set::Peers,
-                config
-                    .peers
-                    .iter()
-                    .flat_map(|peer| peer.endpoint.subnets.iter().copied())
-                    .collect(),
-            ),
-            (Set::RemoteNodes, remote_nodes(config)),
-            (Set::Network, config.network_subnets.clone()),
+            (Set::Peers, peers),
+            (Set::RemoteNodes, remote_nodes),
+            (Set::Network, network),
+            (Set::Guarded, guarded),
+            (Set::Watched, watched),
         ];
-        let underlay = underlay(config);
+        let underlay: Prefixes = underlay(config).into_iter().collect();
         Self {
             // Merged, for an interval set refuses prefixes that overlap.
             sets: sets
@@ -317,10 +340,10 @@ impl Table {
                 .map(|(set, nets): (Set, Vec<IpNet>)| {
                     let nets: Vec<IpNet> = match set {
                         // Else ESP and IKE themselves would be refused.
-                        Set::Peers | Set::Network => {
+                        Set::Peers | Set::Network | Set::Guarded => {
                             nets.into_iter().flat_map(|net| without(net, &underlay)).collect()
                         }
-                        Set::Own | Set::Services | Set::OwnNodes | Set::RemoteNodes => nets,
+                        Set::Own | Set::Services | Set::OwnNodes | Set::RemoteNodes | Set::Watched => nets,
                     };
                     (set, IpNet::aggregate(&nets))
                 })
@@ -359,8 +382,43 @@ impl Table {
                 When::Unsolicited,
             ],
         );
-        // Most packets first, and each by as few lookups in sets as can be: those that are encrypted next.
+        // Most packets first, and each by as few lookups in sets as can be: those that are encrypted next, and the ESP
+        // packets that those before have become. charon's own ESP shows no mark.
         self.add(Hook::Outbound, Then::Pass, [When::Encrypted]);
+        let others = When::NotTo(vec![Set::Watched]);
+        match facts.tunnel {
+            TunnelKind::Xfrm => {
+                self.add(Hook::Outbound, Then::Pass, [others, When::NoProbe]);
+                // The others' may be fragmented.
+                self.add(Hook::Outbound, Then::Whole, [When::Probe]);
+                // Only those that measure can be the reason, and are answered or not. A kernel that knows of a path below
+                // 1341 bytes would drop IPv6 packets of 1280 rather than fragment the ESP around them (6.12,
+                // `__xfrm6_output`).
+                self.drop(Hook::Inbound, Counter::InboundTooLarge, [When::EspTooLarge]);
+            }
+            TunnelKind::Libipsec => self.add(Hook::Outbound, Then::Pass, [others]),
+        }
+        // Also what this node sends from among its pods: it measures paths, and answers peers that do.
+        self.drop(
+            Hook::Outbound,
+            Counter::OutboundToNodes,
+            [
+                When::From(Set::Own),
+                When::To(Set::RemoteNodes),
+                When::NotOut(inner()),
+            ],
+        );
+        // On an edge without pods nothing leads to their prefix but the default route.
+        if config.endpoint.kind == EndpointType::EdgeNode {
+            let mut inner = inner();
+            inner.push(marks::BRIDGE.to_owned());
+            self.drop(
+                Hook::Outbound,
+                Counter::OutboundToPods,
+                [When::To(Set::Own), When::NotOut(inner)],
+            );
+        }
+        self.add(Hook::Outbound, Then::Pass, [When::NotTo(vec![Set::Guarded])]);
         // Relayed packets leave by the device by which they arrived, which the kernel takes for a detour.
         self.drop(
             Hook::Outbound,
@@ -381,15 +439,6 @@ impl Table {
             Hook::Outbound,
             Counter::OutboundToPods,
             [When::To(Set::Peers), When::NotOut(inner())],
-        );
-        self.drop(
-            Hook::Outbound,
-            Counter::OutboundToNodes,
-            [
-                When::From(Set::Own),
-                When::To(Set::RemoteNodes),
-                When::NotOut(inner()),
-            ],
         );
 
         for set in senders {
@@ -424,11 +473,11 @@ impl Table {
 }
 
 /// `net` without `holes`, in as few prefixes as there are.
-fn without(net: IpNet, holes: &[IpNet]) -> Vec<IpNet> {
-    if holes.iter().any(|hole| hole.contains(&net)) {
+fn without(net: IpNet, holes: &Prefixes) -> Vec<IpNet> {
+    if holes.containing(&net).is_some() {
         return Vec::new();
     }
-    if !holes.iter().any(|hole| net.contains(hole)) {
+    if holes.within(&net).next().is_none() {
         return vec![net];
     }
     // It is longer than a single address, for it contains a hole without being in it.

@@ -2,6 +2,7 @@
 //! selector. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fabedge_common::abi;
 use fabedge_common::config::{EndpointType, NodeConfig, Peer, Problem, Via};
@@ -14,11 +15,14 @@ use crate::marks;
 /// More traffic selectors than this do not fit: an IKEv2 TS payload counts them in one octet (RFC 7296 §3.13).
 pub const MAX_SELECTORS: usize = 200;
 
+/// Connections by VICI name. They are many, and held at several places.
+pub type Connections = BTreeMap<String, Arc<Connection>>;
+
 /// What charon should hold of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tunnels {
     /// IKE connections by VICI name.
-    pub connections: BTreeMap<String, Connection>,
+    pub connections: Connections,
     /// Peers that get no connection, and why.
     pub problems: Vec<Problem>,
 }
@@ -59,11 +63,17 @@ impl Tunnels {
         if config.endpoint.kind == EndpointType::CloudNode {
             return tunnels;
         }
-        let direct = |peer: &&Peer| peer.via == Via::Direct && peer.endpoint.kind != EndpointType::CloudNode;
+        let direct =
+            |peer: &&Arc<Peer>| peer.via == Via::Direct && peer.endpoint.kind != EndpointType::CloudNode;
         let mut reqids = BTreeMap::new();
         let mut remotes = Claims::default();
+        let peers = config
+            .peers
+            .iter()
+            .map(|peer| (peer.endpoint.name.as_str(), &**peer));
+        let peers: BTreeMap<&str, &Peer> = peers.collect();
         for peer in config.peers.iter().filter(direct) {
-            let connection = connection(config, peer, facts.tunnel);
+            let connection = connection(config, &peers, peer, facts.tunnel);
             let object = format!("peer {}", peer.endpoint.name);
             let problem = selectors(&object, &connection)
                 .or_else(|| {
@@ -90,7 +100,7 @@ impl Tunnels {
             remotes.claim(&connection);
             tunnels.connections.insert(
                 format!("{}{}", marks::CONNECTION_PREFIX, peer.endpoint.name),
-                connection,
+                Arc::new(connection),
             );
         }
         tunnels
@@ -139,7 +149,12 @@ fn span(net: &IpNet) -> (bool, u128, u128) {
     }
 }
 
-fn connection(config: &NodeConfig, peer: &Peer, tunnel: TunnelKind) -> Connection {
+fn connection(
+    config: &NodeConfig,
+    peers: &BTreeMap<&str, &Peer>,
+    peer: &Peer,
+    tunnel: TunnelKind,
+) -> Connection {
     let own = &config.endpoint;
     let remote = &peer.endpoint;
     let name = format!("{}{}", marks::CONNECTION_PREFIX, remote.name);
@@ -150,17 +165,18 @@ fn connection(config: &NodeConfig, peer: &Peer, tunnel: TunnelKind) -> Connectio
         if remote.kind != EndpointType::Connector {
             local_nets.extend(&own.node_subnets);
         }
-        let relayed = peer.relays.iter().filter_map(|name| config.peer(name));
+        let relayed = peer.relays.iter().filter_map(|name| peers.get(name.as_str()));
         local_nets.extend(relayed.flat_map(|relayed| &relayed.endpoint.subnets));
     }
     let mut remote_nets = remote.subnets.clone();
     if remote.kind == EndpointType::Connector {
         remote_nets.extend(&remote.node_subnets);
     }
-    if config
-        .connector()
-        .is_some_and(|connector| connector.endpoint.name == remote.name)
-    {
+    let is_own_connector = remote.kind == EndpointType::Connector
+        && config
+            .connector()
+            .is_some_and(|connector| connector.endpoint.name == remote.name);
+    if is_own_connector {
         let relayed = config.peers.iter().filter(|p| p.via == Via::Relay);
         remote_nets.extend(relayed.flat_map(|relayed| &relayed.endpoint.subnets));
     }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 
 /// What a named counter counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,42 +28,73 @@ pub struct Listing {
     pub rest: String,
 }
 
+/// A reply of nft. Elements are read into what they are at once: there may be ten thousand of them.
+#[derive(Deserialize)]
+struct Reply {
+    nftables: Vec<BTreeMap<String, Object>>,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    #[serde(default)]
+    elem: Vec<Element>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// A set's element: a bare address, or a prefix.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Element {
+    Address(IpAddr),
+    Prefix { prefix: Prefix },
+    Other(IgnoredAny),
+}
+
+#[derive(Deserialize)]
+struct Prefix {
+    addr: IpAddr,
+    len: u8,
+}
+
+impl Element {
+    fn net(&self) -> Option<IpNet> {
+        match self {
+            Self::Address(address) => Some(IpNet::from(*address)),
+            Self::Prefix { prefix } => IpNet::new(prefix.addr, prefix.len).ok(),
+            Self::Other(IgnoredAny) => None,
+        }
+    }
+}
+
 /// Reads a listing of one table.
 ///
 /// # Errors
 /// When the text is not JSON.
 pub fn parse(text: &str) -> Result<Listing, serde_json::Error> {
-    let value: Value = serde_json::from_str(text)?;
+    let reply: Reply = serde_json::from_str(text)?;
     let mut listing = Listing::default();
-    for object in objects(&value) {
-        let Some((kind, content)) = object.as_object().and_then(|object| object.iter().next()) else {
-            continue;
-        };
+    for (kind, Object { elem, mut rest }) in reply.nftables.into_iter().flatten() {
         let name = || {
-            content
-                .get("name")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
+            let name = rest.get("name").and_then(Value::as_str);
+            name.unwrap_or_default().to_owned()
         };
         match kind.as_str() {
             "metainfo" => continue,
             "chain" => drop(listing.chains.insert(name())),
-            "set" => {
-                let elements = content.get("elem").and_then(Value::as_array);
+            "set" => drop(
                 listing
                     .sets
-                    .insert(name(), elements.into_iter().flatten().map(element).collect());
-            }
+                    .insert(name(), elem.iter().map(Element::net).collect()),
+            ),
             _ => {}
         }
-        let mut content = content.clone();
-        if let Some(fields) = content.as_object_mut() {
-            for field in ["handle", "elem", "packets", "bytes"] {
-                fields.remove(field);
-            }
+        for field in ["handle", "packets", "bytes"] {
+            rest.remove(field);
         }
-        listing.rest.push_str(&format!("{kind} {content}\n"));
+        listing
+            .rest
+            .push_str(&format!("{kind} {}\n", Value::Object(rest)));
     }
     Ok(listing)
 }
@@ -92,14 +125,4 @@ fn objects(value: &Value) -> impl Iterator<Item = &Value> {
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
-}
-
-/// A set's element: a bare address, or a prefix.
-fn element(value: &Value) -> Option<IpNet> {
-    if let Some(address) = value.as_str() {
-        return address.parse::<IpAddr>().ok().map(IpNet::from);
-    }
-    let prefix = value.get("prefix")?;
-    let address: IpAddr = prefix.get("addr")?.as_str()?.parse().ok()?;
-    IpNet::new(address, u8::try_from(prefix.get("len")?.as_u64()?).ok()?).ok()
 }

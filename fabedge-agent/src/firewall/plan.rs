@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::elements;
 use super::forward::{Backend, Family, Jump, change};
 use super::listing::Listing;
 use super::ruleset;
@@ -45,6 +46,8 @@ pub enum TablePlan {
     Keep,
     /// Change it in one transaction.
     Change(Change),
+    /// Change some elements of its sets.
+    Elements(Vec<elements::Change>),
     /// Delete it.
     Delete,
 }

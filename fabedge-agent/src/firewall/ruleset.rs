@@ -2,19 +2,22 @@
 //!
 //! Text for `nft -f -` rather than a netlink crate: it is what an administrator reads in `nft list ruleset` and in
 //! every manual, nft makes one atomic transaction of it, and the crates at hand lack interval sets, named counters
-//! or `snat to ip saddr`.
+//! or `snat to ip saddr`. Only elements that change while all else stays go the short way, by [`super::elements`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use super::elements::Change;
 use super::listing::Listing;
+use super::sets::Elements;
 use crate::desired::firewall::{Counter, Hook, Rule, Set, Table, Then, When};
+use crate::marks::PROBE_MARK;
 
 /// The table, as nft names it.
 pub const NAME: &str = "inet fabedge";
 
-const COUNTERS: [Counter; 8] = [
+const COUNTERS: [Counter; 9] = [
     Counter::InboundToPods,
     Counter::InboundSpoofed,
     Counter::NodeToNode,
@@ -23,15 +26,18 @@ const COUNTERS: [Counter; 8] = [
     Counter::OutboundToPods,
     Counter::OutboundToNodes,
     Counter::OutboundRedirect,
+    Counter::InboundTooLarge,
 ];
 
-const SETS: [Set; 6] = [
+const SETS: [Set; 8] = [
     Set::Own,
     Set::Services,
     Set::OwnNodes,
     Set::Peers,
     Set::RemoteNodes,
     Set::Network,
+    Set::Guarded,
+    Set::Watched,
 ];
 const HOOKS: [Hook; 4] = [Hook::Inbound, Hook::Forward, Hook::Outbound, Hook::Translate];
 
@@ -96,14 +102,52 @@ pub fn elements(table: &Table, listing: Option<&Listing>) -> String {
                 ("delete element", current.difference(&wanted)),
                 ("add element", wanted.difference(current)),
             ] {
-                let difference: Vec<String> = difference.map(ToString::to_string).collect();
-                for chunk in difference.chunks(CHUNK) {
-                    line(&mut text, action, &format!("{name} {{ {} }}", chunk.join(", ")));
-                }
+                write_elements(&mut text, action, &name, difference);
             }
         }
     }
     text
+}
+
+/// What brings the sets from `before` to `after`, which hold only that in which whole tables differ, where `standing` is
+/// what all of the sets hold; none where rules would have to change with them.
+pub fn change(
+    standing: &mut BTreeMap<String, BTreeSet<IpNet>>,
+    before: &Table,
+    after: &Table,
+) -> Option<Vec<Change>> {
+    let mut changes = Vec::new();
+    for set in SETS {
+        for v6 in [false, true] {
+            let nets = |table: &Table| -> BTreeSet<IpNet> {
+                let nets = table.sets.get(&set).map(Vec::as_slice).unwrap_or_default();
+                of_family(nets, v6).copied().collect()
+            };
+            let (before, after) = (nets(before), nets(after));
+            if before == after {
+                continue;
+            }
+            let name = set_name(set, v6);
+            let now = standing.get_mut(&name)?;
+            // Where a set is empty its rules are left out.
+            let some = !now.is_empty();
+            let mut elements = Elements::new(now);
+            before
+                .difference(&after)
+                .try_for_each(|net| elements.take(*net))?;
+            after.difference(&before).try_for_each(|net| elements.put(*net))?;
+            let Elements { added, deleted, .. } = elements;
+            if !some || now.is_empty() {
+                return None;
+            }
+            changes.push(Change {
+                set: name,
+                deleted,
+                added,
+            });
+        }
+    }
+    Some(changes)
 }
 
 /// What removes from our table what is not ours.
@@ -138,6 +182,13 @@ pub fn anew(table: &Table) -> String {
     )
 }
 
+fn write_elements<'a>(text: &mut String, action: &str, set: &str, nets: impl Iterator<Item = &'a IpNet>) {
+    let nets: Vec<String> = nets.map(ToString::to_string).collect();
+    for chunk in nets.chunks(CHUNK) {
+        line(text, action, &format!("{set} {{ {} }}", chunk.join(", ")));
+    }
+}
+
 fn line(text: &mut String, action: &str, object: &str) {
     text.push_str(&format!("{action} {NAME} {object}\n"));
 }
@@ -153,8 +204,11 @@ fn chain(hook: Hook) -> (&'static str, &'static str) {
     }
 }
 
-/// A rule as nft statements: one per address family, where it can match at all.
+/// A rule as nft statements: one per address family, where it can match at all, or one for both.
 fn statements(rule: &Rule, table: &Table) -> Vec<String> {
+    if let ([When::Encrypted], Then::Pass) = (&*rule.when, rule.then) {
+        return vec!["rt ipsec exists accept".to_owned()];
+    }
     [false, true]
         .into_iter()
         .filter(|v6| can_match(rule, table, *v6))
@@ -185,9 +239,14 @@ fn can_match(rule: &Rule, table: &Table, v6: bool) -> bool {
     };
     let never = |when: &When| match when {
         When::From(set) | When::To(set) => empty(set),
+        When::EspTooLarge => v6,
         _ => false,
     };
-    let unlike = matches!(rule.then, Then::Source(address) if address.is_ipv6() != v6);
+    let unlike = match rule.then {
+        Then::Source(address) => address.is_ipv6() != v6,
+        Then::Whole => v6,
+        _ => false,
+    };
     !unlike && !rule.when.iter().any(never)
 }
 
@@ -223,6 +282,14 @@ fn condition(when: &When, v6: bool) -> Vec<String> {
         When::Redirect if v6 => "icmpv6 type nd-redirect".to_owned(),
         When::Redirect => "icmp type redirect".to_owned(),
         When::Encrypted => "rt ipsec exists".to_owned(),
+        // The packet that an ICMP error is about follows 8 bytes after its header: protocol 50, or UDP from charon's port without
+        // the four zeros by which IKE is known there (RFC 3948). ESP has its IV in their place. One rule, for all packets ask it.
+        When::EspTooLarge => {
+            let packet = "@th,136,8 . @th,224,16 { 50 . 0-65535, 17 . 4500 } @th,288,32 != 0";
+            format!("icmp type destination-unreachable icmp code frag-needed {packet}")
+        }
+        When::Probe => format!("meta mark {PROBE_MARK:#x}"),
+        When::NoProbe => format!("meta mark != {PROBE_MARK:#x}"),
     }]
 }
 
@@ -239,6 +306,7 @@ fn verdict(then: Then, v6: bool) -> String {
         Then::Keep => format!("snat {ip} to {ip} saddr"),
         Then::Source(address) => format!("snat {ip} to {address}"),
         Then::Masquerade => "masquerade".to_owned(),
+        Then::Whole => "ip frag-off set 0x4000".to_owned(),
     }
 }
 
@@ -250,6 +318,8 @@ fn set_name(set: Set, v6: bool) -> String {
         Set::Peers => "peers",
         Set::RemoteNodes => "remote_nodes",
         Set::Network => "network",
+        Set::Guarded => "guarded",
+        Set::Watched => "watched",
     };
     format!("{name}{}", if v6 { "6" } else { "4" })
 }
@@ -264,6 +334,7 @@ fn counter_name(counter: Counter) -> &'static str {
         Counter::OutboundToNodes => "outbound_to_nodes",
         Counter::ForwardToServices => "forward_to_services",
         Counter::OutboundRedirect => "outbound_redirect",
+        Counter::InboundTooLarge => "inbound_too_large",
     }
 }
 

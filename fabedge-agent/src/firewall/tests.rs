@@ -103,7 +103,7 @@ fn script(listing: Option<Listing>, applied: Option<&Applied>) -> Option<Change>
     match plan(&desired, &observed, applied).table {
         TablePlan::Keep => None,
         TablePlan::Change(change) => Some(change),
-        TablePlan::Delete => panic!("the table is wanted"),
+        TablePlan::Elements(_) | TablePlan::Delete => panic!("the table is wanted as a whole"),
     }
 }
 

@@ -100,6 +100,16 @@ fn encode(
             .map(|(name, peer)| (vec![name.as_str()], peer.children.len() as i64))
             .collect(),
     )?;
+    gauges(
+        "fabedge_agent_peer_path_mtu_bytes",
+        "The largest packet that the tunnel to a peer carries in one piece, as measured; missing while it is not known.",
+        &["peer"],
+        status
+            .peers
+            .iter()
+            .filter_map(|(name, peer)| Some((vec![name.as_str()], peer.path_mtu?.into())))
+            .collect(),
+    )?;
     totals(
         "fabedge_agent_fast_path_packets_total",
         "Packets that eBPF programs saw, by what became of them.",

@@ -24,7 +24,9 @@ impl Netlink {
         let links: BTreeMap<u32, &Link> = links.values().map(|link| (link.index, link)).collect();
         let mut gateways = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let routes = self.routes(family, u32::from(RouteHeader::RT_TABLE_MAIN)).await?;
+            let routes = self
+                .routes(family, u32::from(RouteHeader::RT_TABLE_MAIN), Some)
+                .await?;
             gateways.extend(routes.iter().filter_map(|route| gateway(route, pods)));
         }
         let is_vxlan = |index: u32| {

@@ -22,6 +22,9 @@ use crate::subsystem::Outcome;
 /// Requests in flight: the socket answers one at a time, but need not wait for us in between.
 const IN_FLIGHT: usize = 64;
 
+/// `RTAX_LOCK`'s bit for `RTAX_MTU` (linux/rtnetlink.h).
+const LOCKED_MTU: u32 = 1 << 2;
+
 /// Everybody's rules and everybody's routes in our tables.
 pub(super) async fn observe(netlink: &Netlink) -> Result<Observed, Error> {
     let links = netlink.links().await?;
@@ -41,11 +44,11 @@ pub(super) async fn observe(netlink: &Netlink) -> Result<Observed, Error> {
                 .filter(|message| message.header.family == family)
                 .filter_map(rule),
         );
-        for table in [marks::POD_TABLE, marks::NODE_TABLE] {
-            let routes = netlink.routes(family, table).await?;
-            observed
-                .routes
-                .extend(routes.iter().filter_map(|message| route(message, &names)));
+        for table in [marks::PROBE_TABLE, marks::POD_TABLE, marks::NODE_TABLE] {
+            let routes = netlink
+                .routes(family, table, |message| route(&message, &names))
+                .await?;
+            observed.routes.extend(routes);
         }
     }
     Ok(observed)
@@ -168,7 +171,13 @@ fn route_name(key: &Key) -> String {
 }
 
 fn rule_name(rule: &Rule) -> String {
-    format!("rule {} from {} lookup {}", rule.priority, rule.from, rule.table)
+    let mark = rule
+        .mark
+        .map_or_else(String::new, |mark| format!(" fwmark {mark:#x}"));
+    format!(
+        "rule {} from {}{mark} lookup {}",
+        rule.priority, rule.from, rule.table
+    )
 }
 
 /// The message for a route; without target, as much of it as tells ours from others. The error is the name of a
@@ -201,14 +210,16 @@ fn message<'a>(
     let header = &mut message.header;
     header.scope = RouteScope::Universe;
     header.kind = match target {
-        Target::Device { name, mtu, src } => {
+        Target::Device { name, mtu, lock, src } => {
             if matches!(key.destination, IpNet::V4(_)) {
                 header.scope = RouteScope::Link;
             }
             message.attributes.push(index(name)?);
-            message
-                .attributes
-                .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(*mtu)]));
+            let mut metrics = vec![RouteMetric::Mtu(*mtu)];
+            if *lock {
+                metrics.push(RouteMetric::Lock(LOCKED_MTU));
+            }
+            message.attributes.push(RouteAttribute::Metrics(metrics));
             message
                 .attributes
                 .extend(src.map(|src| RouteAttribute::PrefSource(src.into())));
@@ -241,7 +252,8 @@ fn message<'a>(
 fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<ObservedRoute> {
     let v6 = message.header.address_family == AddressFamily::Inet6;
     let mut destination = unspecified(v6);
-    let (mut metric, mut mtu, mut device, mut gateway, mut src, mut odd) = (0, 0, None, None, None, false);
+    let (mut metric, mut mtu, mut lock, mut odd) = (0, 0, false, false);
+    let (mut device, mut gateway, mut src) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
@@ -251,8 +263,10 @@ fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<Observed
             RouteAttribute::PrefSource(address) => src = ip(address),
             RouteAttribute::Metrics(metrics) => {
                 for metric in metrics {
-                    if let RouteMetric::Mtu(value) = metric {
-                        mtu = *value;
+                    match metric {
+                        RouteMetric::Mtu(value) => mtu = *value,
+                        RouteMetric::Lock(metrics) => lock = metrics & LOCKED_MTU != 0,
+                        _ => {}
                     }
                 }
             }
@@ -262,7 +276,7 @@ fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<Observed
     }
     let target = match (message.header.kind, device, gateway) {
         _ if odd => None,
-        (RouteType::Unicast, Some(name), None) => Some(Target::Device { name, mtu, src }),
+        (RouteType::Unicast, Some(name), None) => Some(Target::Device { name, mtu, lock, src }),
         (RouteType::Unicast, Some(device), Some(address)) if src.is_none() => {
             let onlink = message.header.flags.contains(RouteFlags::Onlink);
             Some(Target::Gateway {
@@ -303,11 +317,14 @@ fn rule_message(rule: Rule) -> RuleMessage {
             .attributes
             .push(RuleAttribute::Source(rule.from.network()));
     }
+    if let Some(mark) = rule.mark {
+        message.attributes.push(RuleAttribute::FwMark(mark));
+    }
     message
 }
 
 fn rule(message: &RuleMessage) -> Option<ObservedRule> {
-    let (mut priority, mut table, mut protocol) = (0, u32::from(message.header.table), 0);
+    let (mut priority, mut table, mut protocol, mut mark) = (0, u32::from(message.header.table), 0, None);
     let mut from = unspecified(message.header.family == AddressFamily::Inet6);
     for attribute in &message.attributes {
         match attribute {
@@ -315,10 +332,12 @@ fn rule(message: &RuleMessage) -> Option<ObservedRule> {
             RuleAttribute::Table(value) => table = *value,
             RuleAttribute::Protocol(value) => protocol = (*value).into(),
             RuleAttribute::Source(address) => from = *address,
+            RuleAttribute::FwMark(value) => mark = Some(*value),
+            RuleAttribute::FwMask(u32::MAX) => {}
             RuleAttribute::Destination(_)
             | RuleAttribute::Iifname(_)
             | RuleAttribute::Oifname(_)
-            | RuleAttribute::FwMark(_) => return None,
+            | RuleAttribute::FwMask(_) => return None,
             _ => {}
         }
     }
@@ -331,6 +350,7 @@ fn rule(message: &RuleMessage) -> Option<ObservedRule> {
         rule: Rule {
             priority,
             from,
+            mark,
             table,
         },
     })

@@ -10,8 +10,34 @@ use crate::marks;
 pub struct Observed {
     /// Rules.
     pub rules: Vec<ObservedRule>,
-    /// Routes of tables 220 and 221.
+    /// Routes of tables 219 to 221.
     pub routes: Vec<ObservedRoute>,
+}
+
+impl Observed {
+    /// What is seen where these routes are.
+    pub fn of(routes: &Routes) -> Self {
+        let protocol = marks::ROUTE_PROTOCOL;
+        Self {
+            rules: routes
+                .rules
+                .iter()
+                .map(|rule| ObservedRule {
+                    protocol,
+                    rule: *rule,
+                })
+                .collect(),
+            routes: routes
+                .routes
+                .iter()
+                .map(|(key, target)| ObservedRoute {
+                    protocol,
+                    key: *key,
+                    target: Some(target.clone()),
+                })
+                .collect(),
+        }
+    }
 }
 
 /// A rule of whoever made it.

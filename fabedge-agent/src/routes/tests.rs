@@ -19,9 +19,10 @@ fn target() -> impl Strategy<Value = Target> {
     prop_oneof![
         Just(Target::Unreachable),
         Just(Target::Throw),
-        (1400_u32..1402).prop_map(|mtu| Target::Device {
+        (1400_u32..1402, any::<bool>()).prop_map(|(mtu, lock)| Target::Device {
             name: "fabedge0".to_owned(),
             mtu,
+            lock,
             src: None
         }),
         Just(Target::Gateway {
@@ -35,7 +36,7 @@ fn target() -> impl Strategy<Value = Target> {
 
 fn key() -> impl Strategy<Value = Key> {
     (
-        prop_oneof![Just(marks::POD_TABLE), Just(marks::NODE_TABLE)],
+        marks::PROBE_TABLE..=marks::NODE_TABLE,
         net(),
         prop_oneof![Just(50), Just(4096)],
     )
@@ -47,9 +48,11 @@ fn key() -> impl Strategy<Value = Key> {
 }
 
 fn rule() -> impl Strategy<Value = Rule> {
-    (220_u32..222, net(), 220_u32..222).prop_map(|(priority, from, table)| Rule {
+    let mark = proptest::option::of(Just(marks::PROBE_MARK));
+    (219_u32..222, net(), mark, 219_u32..222).prop_map(|(priority, from, mark, table)| Rule {
         priority,
         from,
+        mark,
         table,
     })
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fabedge_common::config::{NodeConfig, packed};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{Current, Error, Origin};
@@ -15,13 +16,17 @@ use super::{Current, Error, Origin};
 #[derive(Clone, Debug)]
 pub(super) struct Cache {
     path: PathBuf,
+    /// What is to be kept.
+    newest: watch::Sender<Option<Arc<NodeConfig>>>,
 }
 
 impl Cache {
+    /// Documents are written beside everything else, for a disk takes its time.
     pub(super) fn new(state_dir: &Path) -> Self {
-        Self {
-            path: state_dir.join(packed::DOCUMENT_KEY),
-        }
+        let path = state_dir.join(packed::DOCUMENT_KEY);
+        let (newest, receiver) = watch::channel(None);
+        tokio::spawn(write(path.clone(), receiver));
+        Self { path, newest }
     }
 
     /// What to start from.
@@ -54,13 +59,23 @@ impl Cache {
     }
 
     /// Keeps a document that was taken.
-    pub(super) fn keep(&self, config: &NodeConfig) {
-        let kept = config
-            .to_yaml()
-            .map_err(io::Error::other)
-            .and_then(|text| write_private(&self.path, text.as_bytes()));
-        if let Err(error) = kept {
-            warn!(%error, path = %self.path.display(), "cannot keep the document: the node would not survive a reboot without its cloud");
+    pub(super) fn keep(&self, config: &Arc<NodeConfig>) {
+        self.newest.send_replace(Some(Arc::clone(config)));
+    }
+}
+
+async fn write(path: PathBuf, mut newest: watch::Receiver<Option<Arc<NodeConfig>>>) {
+    while newest.changed().await.is_ok() {
+        let Some(config) = newest.borrow_and_update().clone() else {
+            continue;
+        };
+        let place = path.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let text = config.to_yaml().map_err(io::Error::other)?;
+            write_private(&place, text.as_bytes())
+        });
+        if let Err(error) = written.await.map_err(io::Error::other).and_then(|kept| kept) {
+            warn!(%error, path = %path.display(), "cannot keep the document: the node would not survive a reboot without its cloud");
         }
     }
 }

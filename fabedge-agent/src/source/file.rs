@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fabedge_common::config::{self, NodeConfig, packed};
 use notify::{RecursiveMode, Watcher as _};
@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tracing::debug;
 
 use super::cache::Cache;
-use super::{Current, Error, Origin, newest};
+use super::{Current, Error, Origin, Reader};
 
 /// File events may be lost (an overrun, a file system without inotify); the file is read this often at the least.
 const POLL: Duration = Duration::from_secs(5);
@@ -21,13 +21,14 @@ const POLL: Duration = Duration::from_secs(5);
 /// Follows the file.
 pub(super) fn watch(path: PathBuf, cache: Cache) -> watch::Receiver<Current> {
     let mut current = cache.start();
-    refresh(&mut current, &path, &cache);
+    let mut reader = Reader::default();
+    refresh(&mut current, &mut reader, &path, &cache);
     let (sender, receiver) = watch::channel(current);
-    tokio::spawn(follow(path, cache, sender));
+    tokio::spawn(follow(path, cache, reader, sender));
     receiver
 }
 
-async fn follow(path: PathBuf, cache: Cache, sender: watch::Sender<Current>) {
+async fn follow(path: PathBuf, cache: Cache, mut reader: Reader, sender: watch::Sender<Current>) {
     let events = Arc::new(Notify::new());
     let mut watcher = None;
     loop {
@@ -42,7 +43,7 @@ async fn follow(path: PathBuf, cache: Cache, sender: watch::Sender<Current>) {
             () = tokio::time::sleep(POLL) => {}
             () = sender.closed() => return,
         }
-        sender.send_if_modified(|current| refresh(current, &path, &cache));
+        sender.send_if_modified(|current| refresh(current, &mut reader, &path, &cache));
     }
 }
 
@@ -64,30 +65,28 @@ pub(crate) fn subscribe<'a>(
 }
 
 /// Reads the mounted document once; true when something changed.
-fn refresh(current: &mut Current, path: &Path, cache: &Cache) -> bool {
+fn refresh(current: &mut Current, reader: &mut Reader, path: &Path, cache: &Cache) -> bool {
     let place = path.display().to_string();
-    current.adopt(read(path), &place, Origin::Mounted, cache)
+    let seen = Instant::now();
+    current.adopt(seen, read(reader, path), &place, Origin::Mounted, cache)
 }
 
 /// The document in the form in which it is there.
-fn read(path: &Path) -> Result<NodeConfig, Error> {
+fn read(reader: &mut Reader, path: &Path) -> Result<Arc<NodeConfig>, Error> {
     let mut compressed = OsString::from(path);
     compressed.push(".gz");
     let compressed = PathBuf::from(compressed);
-    let once = || {
+    let mut once = || {
         let plain = content(path)?;
         let packed = content(&compressed)?;
-        let found = match &plain {
-            None => newest(None, packed.as_deref()),
-            Some(bytes) => match std::str::from_utf8(bytes) {
-                Ok(text) => newest(Some(text), packed.as_deref()),
-                Err(error) => Err(config::Error::Syntax(error.to_string())),
-            },
-        };
         let place = if plain.is_none() {
             compressed.as_path()
         } else {
             path
+        };
+        let found = match plain.map(String::from_utf8).transpose() {
+            Ok(text) => reader.newest(text, packed.as_deref()),
+            Err(error) => Err(config::Error::Syntax(error.to_string())),
         };
         found.map_err(|source| Error::Refused {
             place: place.display().to_string(),
@@ -164,10 +163,15 @@ mod tests {
         write_private(&mounted, GOOD.as_bytes()).unwrap();
         news(&mut receiver).await;
         assert_eq!(generation(&receiver), Some((3, Origin::Mounted)));
-        let mode = std::fs::metadata(state.join("tunnels.yaml"))
-            .unwrap()
-            .permissions()
-            .mode();
+        // It is written beside everything else.
+        let kept = state.join("tunnels.yaml");
+        for _ in 0..500 {
+            if kept.exists() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let mode = std::fs::metadata(&kept).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 
         write_private(&mounted, &GOOD.as_bytes()[..60]).unwrap();

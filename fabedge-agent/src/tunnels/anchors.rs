@@ -148,10 +148,10 @@ pub async fn observe(netlink: &Netlink) -> Result<Actual, netlink::Error> {
         };
         actual
             .exposed
-            .extend(of(netlink.routes(family, LOCAL_TABLE).await?));
+            .extend(of(netlink.routes(family, LOCAL_TABLE, Some).await?));
         actual
             .hidden
-            .extend(of(netlink.routes(family, marks::ANCHOR_TABLE).await?));
+            .extend(of(netlink.routes(family, marks::ANCHOR_TABLE, Some).await?));
     }
     Ok(actual)
 }
@@ -390,7 +390,7 @@ mod tests {
             remote: BTreeSet::new(),
         };
         Tunnels {
-            connections: BTreeMap::from([("fabedge-f.edge1".into(), connection)]),
+            connections: BTreeMap::from([("fabedge-f.edge1".into(), connection.into())]),
             problems: Vec::new(),
         }
     }

@@ -1,12 +1,54 @@
 //! Carrying a plan out: what charon and the kernel are told.
 
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+
 use super::credentials::Material;
 use super::initiate::{self, Initiator};
 use super::messages;
 use super::plan::Doomed;
 use super::vici;
 use super::{Error, Plan, Tunnels, anchors, credentials, leftovers};
+use crate::desired::tunnels::{Connection, Connections};
 use crate::subsystem::Outcome;
+
+/// How many connections charon is given in one message: each costs it more for the message than for the connection, and a
+/// message has at most 512 KiB.
+const BATCH: usize = 32;
+
+/// Over so many connections at most charon is given connections at a time: it takes what comes over one of them one by one.
+const LANES: usize = 4;
+
+async fn ask<Q: serde::Serialize>(
+    vici: &mut Option<vici::Connection>,
+    command: &'static str,
+    request: &Q,
+) -> Result<(), Error> {
+    let vici = vici.as_mut().filter(|vici| vici.usable()).ok_or(Error::Gone)?;
+    Ok(vici.command(command, request).await?)
+}
+
+type Named<'a> = (&'a String, &'a Arc<Connection>);
+
+/// Gives charon connections whose peers prove themselves by one of these authorities.
+async fn load<'a>(
+    vici: &mut Option<vici::Connection>,
+    batch: &[Named<'a>],
+    authorities: &[Vec<u8>],
+) -> Vec<(Named<'a>, Result<(), Error>)> {
+    let request = |some: &[Named<'a>]| messages::load_conn(some.iter().copied(), authorities);
+    if batch.len() > 1 && ask(vici, "load-conn", &request(batch)).await.is_ok() {
+        return batch.iter().map(|one| (*one, Ok(()))).collect();
+    }
+    // Which of them is refused is told only of one alone.
+    let mut results = Vec::with_capacity(batch.len());
+    for one in batch {
+        results.push((*one, ask(vici, "load-conn", &request(&[*one])).await));
+    }
+    results
+}
 
 impl Tunnels {
     async fn command<Q: serde::Serialize>(
@@ -14,12 +56,42 @@ impl Tunnels {
         command: &'static str,
         request: &Q,
     ) -> Result<(), Error> {
-        let vici = self
-            .vici
-            .as_mut()
-            .filter(|vici| vici.usable())
-            .ok_or(Error::Gone)?;
-        Ok(vici.command(command, request).await?)
+        ask(&mut self.vici, command, request).await
+    }
+
+    async fn load_connections(&mut self, connections: &Connections, authorities: &[Vec<u8>]) -> Vec<Outcome> {
+        let connections: Vec<Named> = connections.iter().collect();
+        let batches = connections.chunks(BATCH);
+        let most = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(LANES);
+        let mut lanes = vec![self.vici.take()];
+        while lanes.len() < most.min(batches.len()) {
+            match vici::Connection::open(&self.options.socket).await {
+                Ok(lane) => lanes.push(Some(lane)),
+                // It goes on over those that there are.
+                Err(_) => break,
+            }
+        }
+        let queue = RefCell::new(batches);
+        let next = || queue.borrow_mut().next();
+        let each = lanes.iter_mut().map(async |lane| {
+            let mut results = Vec::new();
+            while let Some(batch) = next() {
+                results.extend(load(lane, batch, authorities).await);
+            }
+            results
+        });
+        let results = join_all(each).await;
+        self.vici = lanes.swap_remove(0);
+        let each = results.into_iter().flatten();
+        each.map(|((name, connection), result)| {
+            if result.is_ok() {
+                self.loaded.insert(name.clone(), Arc::clone(connection));
+            }
+            Outcome::new("load", format_args!("connection {name}"), result)
+        })
+        .collect()
     }
 
     /// Closes an SA. One that the peer closed meanwhile is as wanted.
@@ -156,14 +228,7 @@ impl Tunnels {
         }
         if let Some(material) = &self.material {
             let authorities = material.authorities.clone();
-            for (name, connection) in &plan.sas.load {
-                let request = messages::load_conn(name, connection, &authorities);
-                let result = self.command("load-conn", &request).await;
-                if result.is_ok() {
-                    self.loaded.insert(name.clone(), connection.clone());
-                }
-                outcomes.push(Outcome::new("load", format_args!("connection {name}"), result));
-            }
+            outcomes.extend(self.load_connections(&plan.sas.load, &authorities).await);
         }
         let targets: initiate::Targets = plan
             .sas
@@ -172,7 +237,7 @@ impl Tunnels {
             .filter(|(name, _)| self.loaded.contains_key(*name))
             .map(|(name, connection)| (name.clone(), connection.clone()))
             .collect();
-        if !targets.is_empty() || self.initiator.is_some() {
+        if !plan.partial && (!targets.is_empty() || self.initiator.is_some()) {
             let socket = &self.options.socket;
             let initiator = self
                 .initiator

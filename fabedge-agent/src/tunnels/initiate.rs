@@ -2,7 +2,7 @@
 //! it should. A peer that has no connection for us yet refuses, and one that still has its older document agrees to
 //! less; both pass by themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::messages::Initiate;
-use super::plan::{Need, child_to_initiate, need};
+use super::plan::{ByName, Need, child_to_initiate, need};
 use super::vici::{Connection, Error};
 use crate::desired::tunnels;
 
@@ -29,8 +29,11 @@ const BACK_OFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs
 /// Longest pause before looking again how an initiation that charon is busy with came out.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// For how long a look at charon's SAs tells what to initiate: with thousands of them it takes longer than an initiation.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Connections to bring up, by name.
-pub type Targets = BTreeMap<String, tunnels::Connection>;
+pub type Targets = tunnels::Connections;
 
 /// What went wrong last, by connection.
 pub type Failures = BTreeMap<String, String>;
@@ -90,15 +93,26 @@ impl Initiator {
 
 /// Where one target stands.
 struct Progress {
-    connection: tunnels::Connection,
+    connection: Arc<tunnels::Connection>,
     attempts: u32,
     due: Instant,
     busy: bool,
 }
 
+/// What a look at charon's SAs told.
+struct Look {
+    since: Instant,
+    /// What is to be initiated, and with which child.
+    waiting: VecDeque<(String, String)>,
+}
+
 async fn run(socket: PathBuf, mut targets: watch::Receiver<Targets>, failures: Arc<Mutex<Failures>>) {
     let mut progress: BTreeMap<String, Progress> = BTreeMap::new();
     let mut attempts: JoinSet<(String, Result<(), Error>)> = JoinSet::new();
+    let mut look = Look {
+        since: Instant::now(),
+        waiting: VecDeque::new(),
+    };
     loop {
         adopt(&mut progress, &targets.borrow_and_update(), &failures);
         let next = progress.values().filter(|p| !p.busy).map(|p| p.due).min();
@@ -111,7 +125,11 @@ async fn run(socket: PathBuf, mut targets: watch::Receiver<Targets>, failures: A
                 }
             }
             () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() && !full => {
-                advance(&socket, &mut progress, &mut attempts, &failures).await;
+                if look.waiting.is_empty() || look.since.elapsed() > FRESH {
+                    look.waiting = waiting(&socket, &mut progress, &failures).await;
+                    look.since = Instant::now();
+                }
+                start(&socket, &mut look.waiting, &mut progress, &mut attempts);
             }
         }
     }
@@ -160,13 +178,13 @@ fn record(
     }
 }
 
-/// Looks at what charon has and starts what is due.
-async fn advance(
+/// Looks at what charon has, and says what of it that is due is to be initiated.
+async fn waiting(
     socket: &Path,
     progress: &mut BTreeMap<String, Progress>,
-    attempts: &mut JoinSet<(String, Result<(), Error>)>,
     failures: &Mutex<Failures>,
-) {
+) -> VecDeque<(String, String)> {
+    let mut waiting = VecDeque::new();
     let now = Instant::now();
     let ikes = match super::observe_ikes(socket).await {
         Ok(ikes) => ikes,
@@ -176,11 +194,13 @@ async fn advance(
             for p in progress.values_mut().filter(|p| !p.busy && p.due <= now) {
                 p.due = now + LOOK_AGAIN;
             }
-            return;
+            return waiting;
         }
     };
+    let by_name = ByName::new(&ikes);
     for (name, p) in progress.iter_mut().filter(|(_, p)| !p.busy && p.due <= now) {
-        match need(name, &p.connection, &ikes) {
+        let ikes = by_name.of(name);
+        match need(&p.connection, ikes) {
             Need::Nothing => {
                 p.attempts = 0;
                 p.due = now + BACK_OFF[1];
@@ -190,15 +210,32 @@ async fn advance(
                     .remove(name);
             }
             Need::Patience => p.due = now + pause(p.attempts.max(2)).min(LOOK_AGAIN),
-            Need::Initiation if attempts.len() >= IN_FLIGHT => return,
-            Need::Initiation => match child_to_initiate(name, &p.connection, &ikes) {
-                Some(child) => {
-                    p.busy = true;
-                    attempts.spawn(attempt(socket.to_owned(), name.clone(), child));
-                }
+            Need::Initiation => match child_to_initiate(&p.connection, ikes) {
+                Some(child) => waiting.push_back((name.clone(), child)),
                 // The next pass closes one of two that carry the same.
                 None => p.due = now + pause(p.attempts).min(LOOK_AGAIN),
             },
+        }
+    }
+    waiting
+}
+
+/// Starts what is waiting, as much of it as charon is to be busy with.
+fn start(
+    socket: &Path,
+    waiting: &mut VecDeque<(String, String)>,
+    progress: &mut BTreeMap<String, Progress>,
+    attempts: &mut JoinSet<(String, Result<(), Error>)>,
+) {
+    while attempts.len() < IN_FLIGHT {
+        let Some((name, child)) = waiting.pop_front() else {
+            return;
+        };
+        // It may be no longer wanted, or wanted otherwise.
+        let wanted = |p: &&mut Progress| !p.busy && p.connection.children().contains(&child);
+        if let Some(p) = progress.get_mut(&name).filter(wanted) {
+            p.busy = true;
+            attempts.spawn(attempt(socket.to_owned(), name, child));
         }
     }
 }

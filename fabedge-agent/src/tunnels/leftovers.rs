@@ -132,21 +132,17 @@ impl Leftovers {
     }
 }
 
-/// Every state and policy with our `if_id`.
+/// Every state with our `if_id`.
 ///
 /// # Errors
 /// When the kernel cannot list them.
-pub fn list() -> Result<Leftovers, Error> {
-    let error = |what: &str| {
-        let attempted = format!("listing the kernel's IPsec {what}");
-        move |source| Error { attempted, source }
-    };
-    let mut found = Leftovers::default();
+pub fn states() -> Result<BTreeSet<State>, Error> {
+    let mut states = BTreeSet::new();
     dump(XfrmMessage::GetDumpSa(GetDumpMessage::default()), |message| {
         if let XfrmMessage::AddSa(sa) = message
             && is_ours(&sa.nlas)
         {
-            found.states.insert(State {
+            states.insert(State {
                 destination: address(&sa.user_sa_info.id.daddr, sa.user_sa_info.family),
                 spi: sa.user_sa_info.id.spi,
                 protocol: sa.user_sa_info.id.proto,
@@ -154,7 +150,24 @@ pub fn list() -> Result<Leftovers, Error> {
             });
         }
     })
-    .map_err(error("states"))?;
+    .map_err(failed("states"))?;
+    Ok(states)
+}
+
+fn failed(what: &str) -> impl FnOnce(io::Error) -> Error {
+    let attempted = format!("listing the kernel's IPsec {what}");
+    move |source| Error { attempted, source }
+}
+
+/// Every state and policy with our `if_id`.
+///
+/// # Errors
+/// When the kernel cannot list them.
+pub fn list() -> Result<Leftovers, Error> {
+    let mut found = Leftovers {
+        states: states()?,
+        policies: BTreeSet::new(),
+    };
     dump(XfrmMessage::GetPolicy(PolicyId::default()), |message| {
         if let XfrmMessage::AddPolicy(policy) = message
             && is_ours(&policy.nlas)
@@ -178,7 +191,7 @@ pub fn list() -> Result<Leftovers, Error> {
             }
         }
     })
-    .map_err(error("policies"))?;
+    .map_err(failed("policies"))?;
     Ok(found)
 }
 
@@ -264,7 +277,7 @@ fn dump(message: XfrmMessage, each: impl FnMut(XfrmMessage)) -> io::Result<()> {
 /// One request and its answers. The kernel answers at once, so this does not wait.
 ///
 /// Not by `netlink-proto`, which logs every message it carries, and states hold keys.
-fn talk(message: XfrmMessage, flags: u16, mut each: impl FnMut(XfrmMessage)) -> io::Result<()> {
+pub(super) fn talk(message: XfrmMessage, flags: u16, mut each: impl FnMut(XfrmMessage)) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_XFRM)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -53,7 +54,8 @@ impl fmt::Debug for Blob {
     }
 }
 
-/// `load-conn`: one connection by name.
+/// `load-conn`: connections by name. charon's documentation speaks of one; it takes as many as there are sections, until one
+/// that it refuses (`load_conn` in vici_config.c of strongSwan 5.9 and 6.0).
 pub type LoadConn<'a> = BTreeMap<&'a str, IkeConfig<'a>>;
 
 /// The body of `load-conn`.
@@ -104,13 +106,23 @@ struct ChildConfig {
     close_action: &'static str,
     dpd_action: &'static str,
     replay_window: u32,
+    copy_df: bool,
     rekey_time: u32,
     life_time: u32,
     rand_time: u32,
 }
 
-/// The `load-conn` of `connection`, which trusts peers certified by one of `authorities` (DER) and no others.
-pub fn load_conn<'a>(name: &'a str, connection: &'a Connection, authorities: &[Vec<u8>]) -> LoadConn<'a> {
+/// The `load-conn` of connections, which trust peers certified by one of `authorities` (DER) and no others.
+pub fn load_conn<'a>(
+    connections: impl IntoIterator<Item = (&'a String, &'a Arc<Connection>)>,
+    authorities: &[Vec<u8>],
+) -> LoadConn<'a> {
+    let each = connections.into_iter();
+    each.map(|(name, connection)| (name.as_str(), ike_config(connection, authorities)))
+        .collect()
+}
+
+fn ike_config<'a>(connection: &'a Connection, authorities: &[Vec<u8>]) -> IkeConfig<'a> {
     let text =
         |nets: &std::collections::BTreeSet<ipnet::IpNet>| nets.iter().map(ToString::to_string).collect();
     let child = |life_time| ChildConfig {
@@ -128,12 +140,14 @@ pub fn load_conn<'a>(name: &'a str, connection: &'a Connection, authorities: &[V
         dpd_action: if connection.initiate { "start" } else { "clear" },
         // ESP is spread over CPUs, so packets overtake each other by more than the default of 32.
         replay_window: 128,
+        // ESP may be fragmented on its way: nobody may tell us that it is too large, and pods are told what fits by us.
+        copy_df: false,
         // Rekeyed after 54 to 60 minutes, so that nodes that started together drift apart.
         rekey_time: 3600,
         life_time,
         rand_time: 360,
     };
-    let ike = IkeConfig {
+    IkeConfig {
         version: 2,
         local_addrs: ["%any"],
         remote_addrs: if connection.remote_addrs.is_empty() {
@@ -177,8 +191,7 @@ pub fn load_conn<'a>(name: &'a str, connection: &'a Connection, authorities: &[V
             .into_iter()
             .zip((3960..).map(child))
             .collect(),
-    };
-    BTreeMap::from([(name, ike)])
+    }
 }
 
 /// `unload-conn`.

@@ -77,7 +77,7 @@ impl Known {
     /// those whose peer is not known to have shown any. `authorities` (DER) are those that are trusted.
     pub fn barred(
         &self,
-        connections: &BTreeMap<String, desired::Connection>,
+        connections: &desired::Connections,
         ikes: &[Ike],
         revoked: &BTreeSet<Revoked>,
         authorities: &[Vec<u8>],

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::messages::{ChildSa, IkeSa};
-use crate::desired::tunnels::{Connection, Tunnels, aggregate};
+use crate::desired::tunnels::{Connection, Connections, Tunnels, aggregate};
 use crate::marks;
 
 /// Stage of an IKE_SA, as far as it matters here.
@@ -92,11 +92,11 @@ pub struct Doomed {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SaPlan {
     /// Connections to load, new or changed.
-    pub load: BTreeMap<String, Connection>,
+    pub load: Connections,
     /// Connections of ours that are no longer wanted.
     pub unload: BTreeSet<String>,
     /// Connections that this node is to bring up.
-    pub initiate: BTreeMap<String, Connection>,
+    pub initiate: Connections,
     /// CHILD_SAs that a better one replaces.
     pub terminate_children: BTreeSet<Doomed>,
     /// IKE_SAs of ours whose connection is no longer wanted, or that are double.
@@ -180,13 +180,30 @@ fn prefixes(selectors: &[String]) -> Option<BTreeSet<IpNet>> {
     nets.map(|nets| aggregate(&nets))
 }
 
-/// What `connection`, called `name`, lacks.
-pub fn need(name: &str, connection: &Connection, ikes: &[Ike]) -> Need {
+/// IKE_SAs by the names of their connections.
+#[derive(Debug)]
+pub struct ByName<'a>(BTreeMap<&'a str, Vec<&'a Ike>>);
+
+impl<'a> ByName<'a> {
+    /// Sorts them.
+    pub fn new(ikes: &'a [Ike]) -> Self {
+        let mut by_name: BTreeMap<&str, Vec<&Ike>> = BTreeMap::new();
+        for ike in ikes {
+            by_name.entry(&ike.name).or_default().push(ike);
+        }
+        Self(by_name)
+    }
+
+    /// Those of one connection.
+    pub fn of(&self, name: &str) -> &[&'a Ike] {
+        self.0.get(name).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What `connection` lacks, which has these IKE_SAs.
+pub fn need(connection: &Connection, ikes: &[&Ike]) -> Need {
     let mut patience = false;
-    for ike in ikes
-        .iter()
-        .filter(|ike| ike.name == name && ike.state != IkeState::Leaving)
-    {
+    for ike in ikes.iter().filter(|ike| ike.state != IkeState::Leaving) {
         if ike.children.iter().any(|child| is_exact(child, connection)) {
             return Need::Nothing;
         }
@@ -208,18 +225,18 @@ pub fn need(name: &str, connection: &Connection, ikes: &[Ike]) -> Need {
 ///
 /// charon makes no second CHILD_SA of an equal configuration. So that a child which carries too little stays while
 /// another is tried, there is a second configuration that differs in name and a second of lifetime.
-pub fn child_to_initiate(name: &str, connection: &Connection, ikes: &[Ike]) -> Option<String> {
+pub fn child_to_initiate(connection: &Connection, ikes: &[&Ike]) -> Option<String> {
     connection.children().into_iter().find(|candidate| {
         !ikes
             .iter()
-            .filter(|ike| ike.name == name && ike.state != IkeState::Leaving)
+            .filter(|ike| ike.state != IkeState::Leaving)
             .flat_map(|ike| &ike.children)
             .any(|child| child.name == *candidate && child.state != ChildState::Leaving)
     })
 }
 
 /// The difference between `desired` and `actual`. `loaded` is what this agent gave charon under which name.
-pub fn plan(desired: &Tunnels, loaded: &BTreeMap<String, Connection>, actual: &Actual) -> SaPlan {
+pub fn plan(desired: &Tunnels, loaded: &Connections, actual: &Actual) -> SaPlan {
     let mut plan = SaPlan {
         load: desired
             .connections
@@ -239,6 +256,7 @@ pub fn plan(desired: &Tunnels, loaded: &BTreeMap<String, Connection>, actual: &A
             .collect(),
         ..SaPlan::default()
     };
+    let by_name = ByName::new(&actual.ikes);
     for ike in &actual.ikes {
         let unwanted =
             ike.name.starts_with(marks::CONNECTION_PREFIX) && !desired.connections.contains_key(&ike.name);
@@ -254,18 +272,19 @@ pub fn plan(desired: &Tunnels, loaded: &BTreeMap<String, Connection>, actual: &A
         let moved = loaded.get(name).is_some_and(|old| {
             (&old.remote_addrs, old.remote_port) != (&connection.remote_addrs, connection.remote_port)
         });
-        let astray = |ike: &&Ike| moved && ike.name == *name && ike.state == IkeState::Connecting;
-        plan.terminate_ikes
-            .extend(actual.ikes.iter().filter(astray).map(|ike| Doomed {
-                id: ike.id,
-                name: name.clone(),
-            }));
+        let astray = |ike: &&&Ike| moved && ike.state == IkeState::Connecting;
+        let astray = by_name.of(name).iter().filter(astray);
+        plan.terminate_ikes.extend(astray.map(|ike| Doomed {
+            id: ike.id,
+            name: name.clone(),
+        }));
     }
     for (name, connection) in &desired.connections {
-        if connection.initiate && need(name, connection, &actual.ikes) != Need::Nothing {
+        let ikes = by_name.of(name);
+        if connection.initiate && need(connection, ikes) != Need::Nothing {
             plan.initiate.insert(name.clone(), connection.clone());
         }
-        superseded(name, connection, &actual.ikes, &mut plan);
+        superseded(connection, ikes, &mut plan);
     }
     plan
 }
@@ -274,23 +293,20 @@ pub fn plan(desired: &Tunnels, loaded: &BTreeMap<String, Connection>, actual: &A
 ///
 /// The initiator decides, else both ends might close the one that the other keeps; what it fails to close is
 /// [`excess`] at the other end.
-fn superseded(name: &str, connection: &Connection, ikes: &[Ike], plan: &mut SaPlan) {
+fn superseded(connection: &Connection, ikes: &[&Ike], plan: &mut SaPlan) {
     if !connection.initiate {
         return;
     }
-    let Some((home, best)) = best(name, connection, ikes) else {
+    let Some((home, best)) = best(connection, ikes) else {
         return;
     };
-    for (ike, child) in live(name, ikes).filter(|(ike, child)| child.id != best.id && ike.id == home.id) {
+    for (ike, child) in live(ikes).filter(|(ike, child)| child.id != best.id && ike.id == home.id) {
         if replaces(best, child, connection) {
             plan.terminate_children.insert(doomed(ike, child));
         }
     }
     if is_exact(best, connection) {
-        for ike in ikes
-            .iter()
-            .filter(|ike| ike.name == name && ike.state == IkeState::Established)
-        {
+        for ike in ikes.iter().filter(|ike| ike.state == IkeState::Established) {
             if ike.id != home.id {
                 plan.terminate_ikes.insert(Doomed {
                     id: ike.id,
@@ -305,9 +321,11 @@ fn superseded(name: &str, connection: &Connection, ikes: &[Ike], plan: &mut SaPl
 /// that the initiator should therefore have closed. They may be closed when they have been here for long.
 pub fn excess(desired: &Tunnels, actual: &Actual) -> BTreeSet<Doomed> {
     let mut excess = BTreeSet::new();
+    let by_name = ByName::new(&actual.ikes);
     for (name, connection) in &desired.connections {
-        let best = best(name, connection, &actual.ikes);
-        for (ike, child) in live(name, &actual.ikes) {
+        let ikes = by_name.of(name);
+        let best = best(connection, ikes);
+        for (ike, child) in live(ikes) {
             let replaced =
                 best.is_some_and(|(_, best)| best.id != child.id && replaces(best, child, connection));
             let too_much = child.selectors.as_ref().is_none_or(|[local, remote]| {
@@ -321,17 +339,18 @@ pub fn excess(desired: &Tunnels, actual: &Actual) -> BTreeSet<Doomed> {
     excess
 }
 
-fn live<'a>(name: &'a str, ikes: &'a [Ike]) -> impl Iterator<Item = (&'a Ike, &'a Child)> {
+fn live<'a>(ikes: &[&'a Ike]) -> impl Iterator<Item = (&'a Ike, &'a Child)> {
     ikes.iter()
-        .filter(move |ike| ike.name == name && ike.state == IkeState::Established)
+        .copied()
+        .filter(|ike| ike.state == IkeState::Established)
         .flat_map(|ike| ike.children.iter().map(move |child| (ike, child)))
         .filter(|(_, child)| child.state == ChildState::Live)
 }
 
 /// The child that carries what it should, else the newest: the kernel sends by the newest, so closing an older one
 /// loses nothing.
-fn best<'a>(name: &'a str, connection: &Connection, ikes: &'a [Ike]) -> Option<(&'a Ike, &'a Child)> {
-    live(name, ikes).max_by_key(|(_, child)| (is_exact(child, connection), child.id))
+fn best<'a>(connection: &Connection, ikes: &[&'a Ike]) -> Option<(&'a Ike, &'a Child)> {
+    live(ikes).max_by_key(|(_, child)| (is_exact(child, connection), child.id))
 }
 
 /// Whether `child` is of no use beside `best`. Until a child carries what it should, whatever works stays.

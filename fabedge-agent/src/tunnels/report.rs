@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{Actual, ChildState, Need, need};
+use super::plan::{Actual, ByName, ChildState, Need, need};
 use crate::desired::tunnels::Tunnels;
 
 /// Every tunnel by the peer's name.
@@ -28,6 +28,9 @@ pub struct PeerReport {
     pub remote: Option<String>,
     /// Seconds since the IKE_SA was established.
     pub established_seconds: Option<u64>,
+    /// The largest packet that its tunnel carries in one piece, once [`crate::paths`] has measured that.
+    #[serde(default)]
+    pub path_mtu: Option<u32>,
     /// CHILD_SAs that carry traffic.
     pub children: Vec<ChildReport>,
     /// What went wrong last while it is being brought up.
@@ -53,16 +56,17 @@ pub struct ChildReport {
 impl Report {
     /// The report on `desired`'s connections.
     pub fn new(desired: &Tunnels, actual: &Actual) -> Self {
+        let by_name = ByName::new(&actual.ikes);
         let peers = desired
             .connections
             .iter()
             .map(|(name, connection)| {
+                let mut own = by_name.of(name).to_vec();
                 let mut report = PeerReport {
                     connection: name.clone(),
-                    ready: need(name, connection, &actual.ikes) == Need::Nothing,
+                    ready: need(connection, &own) == Need::Nothing,
                     ..PeerReport::default()
                 };
-                let mut own: Vec<_> = actual.ikes.iter().filter(|ike| ike.name == *name).collect();
                 own.sort_by_key(|ike| (ike.state, ike.id));
                 // An established one says more than one that is still being negotiated or on its way out.
                 let shown = own

@@ -16,6 +16,9 @@ use tokio::time::timeout;
 /// charon answers from memory; one that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Pause before charon's full queue is tried again.
+const QUEUE: Duration = Duration::from_millis(20);
+
 /// charon's own limit for a message.
 const MAX_PACKET: usize = 512 * 1024;
 
@@ -130,6 +133,17 @@ pub struct Connection {
     dirty: bool,
 }
 
+/// Waits for a place in charon's queue, which is short: where it is full, a socket that would have to wait is told to try
+/// again (`EAGAIN` of connect(2)).
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(QUEUE).await,
+            connected => return connected,
+        }
+    }
+}
+
 impl Connection {
     /// Connects.
     ///
@@ -140,7 +154,7 @@ impl Connection {
             socket: socket.to_owned(),
             source,
         };
-        let stream = timeout(LIMIT, UnixStream::connect(socket))
+        let stream = timeout(LIMIT, connect(socket))
             .await
             .map_err(|_| absent(io::ErrorKind::TimedOut.into()))?
             .map_err(absent)?;

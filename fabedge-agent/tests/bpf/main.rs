@@ -7,8 +7,10 @@
 mod lifecycle;
 mod node;
 mod packets;
+mod replace;
 mod sandbox;
 mod table;
 mod traffic;
 mod tun;
+mod uplink;
 mod xfrm;

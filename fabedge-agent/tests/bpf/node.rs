@@ -89,6 +89,7 @@ impl Node {
                 hook(veth, "veth1", Entry::PodIngress),
                 hook(veth, "veth1", Entry::PodEgress),
             ]),
+            ..Desired::default()
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use fabedge_agent::desired::datapath::{Datapath as Desired, Entry};
 use fabedge_common::abi::{self, Peer, Pod, ROUTE_STACK, ROUTE_TUN, Route};
@@ -16,10 +16,10 @@ const STACK: u32 = u32::MAX;
 const DROP: u32 = 2;
 const REDIRECT: u32 = 7;
 
-const POD: &str = "10.1.0.2";
-const POD6: &str = "fd00:1::2";
-const PEER: &str = "10.2.0.5";
-const PEER6: &str = "fd00:2::5";
+pub const POD: &str = "10.1.0.2";
+pub const POD6: &str = "fd00:1::2";
+pub const PEER: &str = "10.2.0.5";
+pub const PEER6: &str = "fd00:2::5";
 const SERVICE: &str = "10.96.0.10";
 const ELSEWHERE: &str = "192.0.2.1";
 
@@ -28,7 +28,7 @@ const GATEWAY_MAC: [u8; 6] = [4, 4, 4, 4, 4, 4];
 const REQID: u32 = 0x4000_0007;
 const MTU: u32 = 1400;
 
-fn desired(veth: u32, tunnel: u32) -> Desired {
+pub fn desired(veth: u32, tunnel: u32) -> Desired {
     let route = |flags| Route {
         kind: ROUTE_TUN,
         ifindex: tunnel,
@@ -99,21 +99,24 @@ impl Bench {
     }
 }
 
-fn programs(pins: &Path) -> Ebpf {
+pub fn programs(pins: &Path) -> Ebpf {
     let mut loader = EbpfLoader::new();
     for name in abi::map::ALL {
         loader.map_pin_path(name, pins.join(name));
     }
     let mut ebpf = loader.load(OBJECT).unwrap();
     for (_, program) in ebpf.programs_mut() {
-        let program: &mut SchedClassifier = program.try_into().unwrap();
-        program.load().unwrap();
+        match program {
+            Program::SchedClassifier(program) => program.load().unwrap(),
+            Program::Xdp(program) => program.load().unwrap(),
+            other => panic!("what is {other:?}?"),
+        }
     }
     ebpf
 }
 
 /// `struct __sk_buff` with what the kernel lets a test set: `ifindex` (offset 40), `gso_segs` (164), `gso_size` (176).
-fn context(ifindex: u32, gso_size: u32) -> [u8; 192] {
+pub fn context(ifindex: u32, gso_size: u32) -> [u8; 192] {
     let mut context = [0; 192];
     context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
     if gso_size != 0 {

@@ -115,6 +115,7 @@ fn world() -> Desired {
             hook(veth, "veth1", Entry::PodIngress),
             hook(veth, "veth1", Entry::PodEgress),
         ]),
+        ..Desired::default()
     }
 }
 

@@ -264,6 +264,8 @@ impl Site {
             uplinks: Vec::new(),
             tunnel: self.kind,
             hops: BTreeSet::new(),
+            reception: Default::default(),
+            paths: BTreeMap::new(),
         };
         self.shared.lock().unwrap().desired = Some(desired::Tunnels::new(&config, &facts));
     }

@@ -6,6 +6,7 @@ use fabedge_common::config::NodeConfig;
 pub const MASQUERADE: Options = Options {
     masq_outgoing: true,
     fast_path: true,
+    spread_esp: fabedge_agent::args::SpreadChoice::Auto,
 };
 
 /// What edges close: the pod network anywhere.

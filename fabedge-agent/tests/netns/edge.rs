@@ -268,6 +268,7 @@ fn pods_go_out_under_their_own_addresses_when_asked_to() {
         let direct = Options {
             masq_outgoing: false,
             fast_path: true,
+            spread_esp: Default::default(),
         };
         agent.apply(EDGE, &documents::edge(), &direct).await;
         let pod = world.pod.udp("10.233.66.10:9000");
@@ -410,11 +411,9 @@ fn nothing_gets_in_and_nothing_is_lost_while_rules_change() {
         ];
         // Peers come and go, and every agent that starts writes the rules once more.
         for i in 0..8 {
-            document.peers[1].endpoint.subnets.truncate(2);
-            document.peers[1]
-                .endpoint
-                .subnets
-                .push(format!("10.233.{}.0/24", 100 + i).parse().unwrap());
+            let subnets = &mut Arc::make_mut(&mut document.peers[1]).endpoint.subnets;
+            subnets.truncate(2);
+            subnets.push(format!("10.233.{}.0/24", 100 + i).parse().unwrap());
             agent = Agent::new().await;
             agent.apply(EDGE, &document, &MASQUERADE).await;
         }
@@ -429,5 +428,26 @@ fn nothing_gets_in_and_nothing_is_lost_while_rules_change() {
             attacks,
             "every one is counted"
         );
+    });
+}
+
+#[test]
+fn what_is_for_own_pods_stays_here_while_nothing_leads_to_them() {
+    in_space(async || {
+        let world = World::new();
+        // An edge that has no pod yet has no such bridge, and only the default route is left.
+        sh("ip addr flush dev br-fabedge");
+        own(&world.lan, "lo", &["10.233.66.99/32"]);
+        let leaked = world.lan.udp("10.233.66.99:9000");
+        let node = here("0.0.0.0:0");
+        assert_eq!(
+            count(&node, "10.233.66.99:9000", &leaked),
+            10,
+            "the test would notice"
+        );
+        let mut agent = Agent::new().await;
+        agent.apply(EDGE, &documents::edge(), &MASQUERADE).await;
+        assert_eq!(count(&node, "10.233.66.99:9000", &leaked), 0);
+        assert_eq!(agent.dropped("outbound_to_pods").await, 10);
     });
 }

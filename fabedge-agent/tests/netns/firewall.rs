@@ -2,9 +2,10 @@ use fabedge_agent::desired::firewall as desired;
 use fabedge_agent::facts::{Facts, TunnelKind};
 use fabedge_agent::firewall::{Firewall, dropped};
 use fabedge_agent::netlink::Netlink;
+use fabedge_agent::subsystem::{Phase, Subsystem as _};
 
 use super::documents;
-use super::space::{assert_settled, in_space, settle, sh};
+use super::space::{assert_fine, assert_settled, failure, in_space, settle, sh};
 
 async fn facts() -> Facts {
     sh("ip link add br-fabedge type bridge
@@ -27,6 +28,7 @@ fn every_role_has_a_table_that_nft_takes_and_that_goes_without_a_trace() {
         let direct = fabedge_agent::desired::Options {
             masq_outgoing: false,
             fast_path: true,
+            spread_esp: Default::default(),
         };
         for desired in [
             desired::edge(&documents::edge(), &facts, &options),
@@ -119,5 +121,60 @@ fn the_jump_stands_in_every_backend_in_use_and_only_there() {
         everywhere("COMMAND -D FORWARD -j cali; COMMAND -X cali");
         settle(&mut firewall, &Default::default()).await;
         assert_eq!(save(), before);
+    });
+}
+
+#[test]
+fn one_peer_is_changed_by_itself_and_the_whole_finds_nothing_left_to_do() {
+    in_space(async || {
+        let facts = facts().await;
+        let with = |prefixes: &[&str]| {
+            let mut config = documents::edge();
+            let edge2 = std::sync::Arc::make_mut(config.peers.last_mut().unwrap());
+            assert_eq!(edge2.endpoint.name, "fabedge.edge2");
+            edge2.endpoint.subnets = prefixes.iter().map(|net| net.parse().unwrap()).collect();
+            desired::edge(&config, &facts, &documents::MASQUERADE)
+        };
+        let steps: [&[&str]; 7] = [
+            &["10.40.0.0/24", "fd00:40::/64"],
+            &["10.40.0.0/24", "10.40.1.0/24", "fd00:40::/64", "fd00:40:0:1::/64"],
+            // Side by side with another, but not one with it.
+            &["10.40.1.0/24", "10.40.2.0/24", "fd00:40:0:1::/64"],
+            &["10.40.2.0/25", "10.40.3.0/24", "fd00:40:0:1::/64"],
+            // Where there is nothing behind, and nothing before.
+            &[
+                "255.255.255.0/24",
+                "0.0.0.0/24",
+                "ffff:ffff:ffff:ffff::/64",
+                "::/64",
+            ],
+            &["255.255.255.255/32", "::1/128"],
+            &["10.40.0.0/24", "fd00:40::/64"],
+        ];
+        let mut before = with(steps[0]);
+        let mut firewall = Firewall::new();
+        settle(&mut firewall, &before).await;
+        for step in steps {
+            let after = with(step);
+            let (was, is) = (before.table.as_ref().unwrap(), after.table.as_ref().unwrap());
+            let plan = firewall.change(was, is).expect("it can be done by itself");
+            assert_fine(&firewall.apply(&plan, Phase::Grow).await);
+            assert_settled(&mut firewall, &after).await;
+            before = after;
+        }
+
+        // Of a change that cannot be made whole, nothing is made.
+        sh("nft delete element inet fabedge peers4 '{ 10.40.0.0/24 }'");
+        let listed = sh("nft list table inet fabedge");
+        let after = with(&["10.41.0.0/24", "fd00:41::/64"]);
+        let (was, is) = (before.table.as_ref().unwrap(), after.table.as_ref().unwrap());
+        let plan = firewall.change(was, is).unwrap();
+        let told = failure(&firewall.apply(&plan, Phase::Grow).await);
+        assert!(
+            told.starts_with("changing elements of nftables sets over netlink: No such file or directory"),
+            "{told}"
+        );
+        assert_eq!(sh("nft list table inet fabedge"), listed);
+        settle(&mut firewall, &after).await;
     });
 }

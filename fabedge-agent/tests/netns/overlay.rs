@@ -181,7 +181,7 @@ fn document(connector: u8) -> NodeConfig {
     let mut config = documents::cloud();
     let address = |last: u8| format!("10.20.8.{last}/32").parse().unwrap();
     config.endpoint.node_subnets = vec![address(28), address(23), address(29)];
-    config.peers[0].endpoint.node_subnets = vec![address(connector)];
+    Arc::make_mut(&mut config.peers[0]).endpoint.node_subnets = vec![address(connector)];
     config
 }
 
@@ -282,7 +282,7 @@ fn a_moved_connector_is_followed_without_a_lost_packet() {
         assert_seen(&cloud_pod, "10.233.66.10:9000", &edge_pod, "10.233.65.10");
 
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let (stopped, ended) = (Arc::clone(&stop), Arc::clone(&stop));
         let sender = std::thread::spawn(move || {
             let mut sent = 0;
             while !stopped.load(Ordering::Relaxed) {
@@ -292,15 +292,23 @@ fn a_moved_connector_is_followed_without_a_lost_packet() {
             }
             sent
         });
-        // Ends when nothing has come for a while.
-        let receiver =
-            std::thread::spawn(move || (0..).take_while(|_| edge_pod.recv(&mut [0; 16]).is_ok()).count());
+        let receiver = std::thread::spawn(move || {
+            let mut received = 0;
+            // A pause is not the end: the sender may have to wait for its turn.
+            loop {
+                match edge_pod.recv(&mut [0; 16]) {
+                    Ok(_) => received += 1,
+                    Err(_) if ended.load(Ordering::Relaxed) => return received,
+                    Err(_) => {}
+                }
+            }
+        });
         std::thread::sleep(Duration::from_millis(50));
         agent.apply(CLOUD, &document(29), &MASQUERADE).await;
         std::thread::sleep(Duration::from_millis(50));
         stop.store(true, Ordering::Relaxed);
         let sent: usize = sender.join().unwrap();
-        assert_eq!(receiver.join().unwrap(), sent);
+        assert_eq!(receiver.join().unwrap(), sent, "what was sent arrives");
         println!("{sent} packets while the connector moved");
 
         let text = ways();

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use fabedge_agent::desired::routes as desired;
 use fabedge_agent::facts::TunnelKind;
 use fabedge_agent::netlink::Netlink;
@@ -115,6 +117,48 @@ fn an_edge_routes_pods_for_everybody_and_nodes_for_its_pods() {
             get("fd00:233:64:66::9")
         );
         assert!(refused("fd00:233:64:68::9"));
+    });
+}
+
+#[test]
+fn where_a_path_is_narrow_what_measures_it_has_a_table_of_its_own() {
+    in_space(async || {
+        sh(&HOST.replace("ipsec0", "fabedge0"));
+        let netlink = Netlink::open().unwrap();
+        let mut facts = netlink.facts(TunnelKind::Xfrm).await.unwrap();
+        let document = documents::edge();
+        let connector = document.connector().unwrap();
+        let reqid = fabedge_common::abi::reqid(&connector.endpoint.name);
+        facts.paths.insert(reqid, 1290);
+        let mut routes = Routes::new(netlink);
+        settle(&mut routes, &desired::edge(&document, &facts)).await;
+
+        for (family, to) in [("-4", "10.233.64.9"), ("-6", "fd00:233:64:64::9")] {
+            let get = |mark: &str| sh(&format!("ip {family} route get {to} {mark}"));
+            assert!(get("mark 0").contains("table 220"), "{}", get(""));
+            assert!(get("mark 0").contains("1290"), "{}", get(""));
+            assert!(
+                get("mark 0xdf").contains("dev fabedge0 table 219"),
+                "{}",
+                get("mark 0xdf")
+            );
+            assert!(get("mark 0xdf").contains("mtu 1400"), "{}", get("mark 0xdf"));
+        }
+        let ours = || {
+            sh(
+                "for f in -4 -6; do ip $f rule; ip $f route show table 219 2>/dev/null; done | grep 219 || true",
+            )
+        };
+        assert_eq!(
+            ours().matches("fwmark 0xdf lookup 219 proto 250").count(),
+            2,
+            "{}",
+            ours()
+        );
+
+        facts.paths.insert(reqid, 1400);
+        settle(&mut routes, &desired::edge(&document, &facts)).await;
+        assert_eq!(ours(), "");
     });
 }
 
@@ -257,6 +301,33 @@ fn a_cloud_node_goes_by_way_of_the_connector_or_not_at_all() {
 }
 
 #[test]
+fn a_measured_path_is_in_the_routes_and_ipv6_is_held_to_it() {
+    in_space(async || {
+        sh(HOST);
+        let netlink = Netlink::open().unwrap();
+        let mut facts = netlink.facts(TunnelKind::Libipsec).await.unwrap();
+        let mut routes = Routes::new(netlink);
+        for (path, v4, v6) in [
+            (1298, "mtu 1298", "mtu lock 1298"),
+            (1218, "mtu 1218", "mtu lock 1280"),
+            (1400, "mtu 1400", "mtu 1400"),
+        ] {
+            for peer in &documents::edge().peers {
+                facts
+                    .paths
+                    .insert(fabedge_common::abi::reqid(&peer.endpoint.name), path);
+            }
+            settle(&mut routes, &desired::edge(&documents::edge(), &facts)).await;
+            let shown = |family: &str| sh(&format!("ip {family} route show table 220 | grep 'dev ipsec0'"));
+            for (family, mtu) in [("-4", v4), ("-6", v6)] {
+                let shown = shown(family);
+                assert!(shown.lines().all(|line| line.contains(mtu)), "{mtu}: {shown}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_thousand_peers_are_routed_in_one_pass() {
     in_space(async || {
         sh(HOST);
@@ -264,7 +335,8 @@ fn a_thousand_peers_are_routed_in_one_pass() {
         let peer = document.peers[1].clone();
         document.peers.extend((0..1000).map(|i| {
             let mut peer = peer.clone();
-            peer.endpoint.subnets = vec![format!("10.{}.{}.0/24", 100 + i / 256, i % 256).parse().unwrap()];
+            Arc::make_mut(&mut peer).endpoint.subnets =
+                vec![format!("10.{}.{}.0/24", 100 + i / 256, i % 256).parse().unwrap()];
             peer
         }));
         let netlink = Netlink::open().unwrap();

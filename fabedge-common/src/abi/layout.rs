@@ -2,7 +2,7 @@
 
 use core::mem::{align_of, offset_of, size_of};
 
-use super::{Counter, Flow, Peer, Pod, Route, StackFlow, State};
+use super::{Counter, Flow, Peer, Pod, Route, SaCpu, SaId, StackFlow, State};
 
 macro_rules! layout {
     ($type:ty, size $size:literal, align $align:literal, $($field:ident at $offset:literal),+) => {
@@ -18,3 +18,5 @@ layout!(Counter, size 16, align 8, packets at 0, bytes at 8);
 layout!(Flow, size 40, align 8, src at 0, dst at 16, src_port at 32, dst_port at 34, protocol at 36, padding at 37);
 layout!(StackFlow, size 4, align 4, seen_by at 0);
 layout!(State, size 8, align 4, version at 0, flows_recorded at 4);
+layout!(SaId, size 20, align 4, destination at 0, spi at 16);
+layout!(SaCpu, size 8, align 4, cpu at 0, reqid at 4);

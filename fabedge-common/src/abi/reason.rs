@@ -34,15 +34,18 @@ pub enum Program {
     TunnelEgress = 2,
     /// TC egress of the host side of a pod's veth: packets that the stack delivers to a pod.
     PodIngress = 3,
+    /// XDP on an uplink, and in the queues of CPUs: ESP on its way to its CPU.
+    UplinkXdp = 4,
 }
 
 impl Program {
     /// All of them, by number.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::PodEgress,
         Self::TunnelIngress,
         Self::TunnelEgress,
         Self::PodIngress,
+        Self::UplinkXdp,
     ];
 
     /// The name in metrics and of the entry point.
@@ -52,6 +55,7 @@ impl Program {
             Self::TunnelIngress => "tunnel_ingress",
             Self::TunnelEgress => "tunnel_egress",
             Self::PodIngress => "pod_ingress",
+            Self::UplinkXdp => "uplink_xdp",
         }
     }
 }
@@ -129,6 +133,16 @@ reasons! {
     SpoofedSource = "spoofed_source" => Drop,
     /// On the xfrm interface, but decrypted by no SA.
     NoSa = "no_sa" => Drop,
+    /// ESP for another CPU, put into its queue.
+    OtherCpu = "other_cpu" => Fast,
+    /// ESP that came out of a CPU's queue. What went in and did not come out found the queue full.
+    Arrived = "arrived" => Stack,
+    /// ESP for the CPU on which it is.
+    ThisCpu = "this_cpu" => Stack,
+    /// ESP to this node, of no SA that is known: it is new, or not ours.
+    UnknownSa = "unknown_sa" => Stack,
+    /// ESP to this node that can be no SA's: too short, or with an SPI that is reserved.
+    MalformedEsp = "malformed_esp" => Drop,
 }
 
 impl Reason {

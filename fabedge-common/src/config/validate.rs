@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::{Endpoint, EndpointType, NodeConfig, Problem, Via};
+use crate::prefixes::Prefixes;
 
 /// More traffic selectors than this do not fit: an IKEv2 TS payload counts them in one octet (RFC 7296 §3.13).
 pub const MAX_SELECTORS: usize = 200;
@@ -19,12 +20,17 @@ impl NodeConfig {
 
         let mut ids = BTreeMap::from([(self.endpoint.id.as_str(), self.endpoint.name.as_str())]);
         let mut names = BTreeSet::from([self.endpoint.name.as_str()]);
-        let mut claimed: Vec<(IpNet, &str)> = self
-            .endpoint
-            .subnets
+        let all: BTreeSet<&str> = self
+            .peers
             .iter()
-            .map(|net| (*net, self.endpoint.name.as_str()))
+            .map(|peer| peer.endpoint.name.as_str())
             .collect();
+        let mut prefixes = Prefixes::default();
+        let mut claimed: BTreeMap<IpNet, &str> = BTreeMap::new();
+        for net in &self.endpoint.subnets {
+            prefixes.insert(*net);
+            claimed.insert(net.trunc(), &self.endpoint.name);
+        }
         for peer in &self.peers {
             let object = format!("peer {}", peer.endpoint.name);
             endpoint(&object, &peer.endpoint, &mut problems);
@@ -43,17 +49,20 @@ impl NodeConfig {
             }
             for (i, net) in peer.endpoint.subnets.iter().enumerate() {
                 let field = format!("subnets[{i}]");
-                for (other, owner) in claimed.iter().filter(|(other, _)| overlap(*other, *net)) {
+                let others = prefixes.containing(net).into_iter().chain(prefixes.within(net));
+                for other in others.collect::<BTreeSet<_>>() {
+                    let owner = claimed.get(&other).copied().unwrap_or_default();
                     problems.push(Problem::new(
                         &object,
                         &field,
                         format!("{net} overlaps {other} of {owner}; a prefix belongs to one endpoint"),
                     ));
                 }
-                claimed.push((*net, &peer.endpoint.name));
+                prefixes.insert(*net);
+                claimed.entry(net.trunc()).or_insert(&peer.endpoint.name);
             }
             for (i, name) in peer.relays.iter().enumerate() {
-                if self.peer(name).is_none() {
+                if !all.contains(name.as_str()) {
                     problems.push(Problem::new(
                         &object,
                         format!("relays[{i}]"),
@@ -136,9 +145,4 @@ fn prefix(object: &str, field: &str, net: IpNet, problems: &mut Vec<Problem>) {
         return;
     };
     problems.push(Problem::new(object, field, format!("{net} {why}")));
-}
-
-/// Two prefixes overlap exactly when one contains the other.
-pub(super) fn overlap(a: IpNet, b: IpNet) -> bool {
-    a.contains(&b) || b.contains(&a)
 }

@@ -103,11 +103,11 @@ pub fn hash_ipv4(_: TcContext) -> i32 {
     seen(unsafe { HASH4.get(&[*network, *length]) })
 }
 
-/// What the fast path asks.
+/// The forwarding table.
 #[classifier]
 pub fn ours_ipv4(_: TcContext) -> i32 {
     let Some([addr, ..]) = draw4() else { return -1 };
-    seen(Tables::<V4>::route(&Maps, *addr))
+    seen(Tables::<V4>::route(&Maps, *addr).as_ref())
 }
 
 /// Only draws.
@@ -135,13 +135,13 @@ pub fn hash_ipv6(_: TcContext) -> i32 {
     seen(unsafe { HASH6.get(&[*a, *b, *c, *d, *length]) })
 }
 
-/// What the fast path asks.
+/// The forwarding table.
 #[classifier]
 pub fn ours_ipv6(_: TcContext) -> i32 {
     let Some([a, b, c, d, ..]) = draw6() else {
         return -1;
     };
-    seen(Tables::<V6>::route(&Maps, [*a, *b, *c, *d]))
+    seen(Tables::<V6>::route(&Maps, [*a, *b, *c, *d]).as_ref())
 }
 
 /// Where the drawn address is written.

@@ -100,6 +100,30 @@ pub struct View {
     pub others: Others,
 }
 
+impl View {
+    /// Whether answers from it are those from the other one.
+    pub fn is_as(&self, other: &Self) -> bool {
+        let Self {
+            authorities,
+            addresses,
+            tokens,
+            clusters,
+            communities,
+            endpoints,
+            cidrs,
+            others,
+        } = self;
+        Arc::ptr_eq(authorities, &other.authorities)
+            && Arc::ptr_eq(tokens, &other.tokens)
+            && *addresses == other.addresses
+            && *clusters == other.clusters
+            && *communities == other.communities
+            && *endpoints == other.endpoints
+            && *cidrs == other.cidrs
+            && *others == other.others
+    }
+}
+
 /// Where the API writes to.
 pub trait Registry: Send + Sync + 'static {
     /// Notes that the token `id` of a cluster was used for this key, unless it was for another; returns whether it is

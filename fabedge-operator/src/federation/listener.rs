@@ -191,7 +191,11 @@ async fn accept(
 ) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(connections).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, address)) => Some((stream, address, permit)),
+        Ok((stream, address)) => {
+            // A small answer waits for nothing. Who is gone already shows when it is read from.
+            stream.set_nodelay(true).ok();
+            Some((stream, address, permit))
+        }
         Err(error) => {
             // Out of descriptors, say: the next one would fail at once, too.
             warn!(%error, "a connection to the network API could not be accepted");

@@ -552,5 +552,9 @@ async fn a_member_hears_of_its_own_communities_and_at_once() {
     let ((status, text), at) = answer;
     assert_eq!(status, 200);
     assert!(text.contains("shanghai.connector"), "{text}");
-    assert!(at.duration_since(changed) < Duration::from_millis(500));
+    let took = at.duration_since(changed);
+    assert!(
+        took < Duration::from_secs(5),
+        "{took:?}, of the 50 s that it would wait"
+    );
 }

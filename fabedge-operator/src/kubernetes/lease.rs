@@ -1,6 +1,9 @@
 //! Leader election by a Lease, as client-go does it: a lease is over when its record has not changed for its duration
 //! by *our* clock, so that clocks need not agree.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1 as coordination;
@@ -53,6 +56,20 @@ pub enum Ending {
     Restored,
 }
 
+/// Goes on with `work` for as long as the lease was `renewed` in time by our clock; none once it was not. Who was stopped,
+/// and another one leads meanwhile, must not write before it has noticed.
+pub async fn while_held<T>(renewed: &watch::Receiver<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        if renewed.borrow().elapsed() > DEADLINE {
+            Poll::Ready(None)
+        } else {
+            work.as_mut().poll(context).map(Some)
+        }
+    })
+    .await
+}
+
 /// One who wants to lead.
 #[derive(Debug)]
 pub struct Lease {
@@ -88,20 +105,19 @@ impl Lease {
         }
     }
 
-    /// Tells what we are; gives the lease back once nobody listens any more.
-    pub async fn hold(mut self, part: watch::Sender<Part>) {
-        let mut renewed = Instant::now();
+    /// Tells what we are, and since when the lease was renewed last; gives it back once nobody listens any more.
+    pub async fn hold(mut self, part: watch::Sender<Part>, renewed: watch::Sender<Instant>) {
         let is_leader = || matches!(*part.borrow(), Part::Leader { .. });
         loop {
             let asked = Instant::now();
             // Who was stopped for so long does not go on before it has asked.
-            if is_leader() && renewed.elapsed() > DEADLINE {
+            if is_leader() && renewed.borrow().elapsed() > DEADLINE {
                 part.send_replace(Part::Ended(Ending::Cut));
                 return;
             }
             let held = match tokio::time::timeout(DEADLINE / 2, self.attempt()).await {
                 Ok(Ok(held)) => {
-                    renewed = asked;
+                    renewed.send_replace(asked);
                     held
                 }
                 failed => {
@@ -121,7 +137,7 @@ impl Lease {
                     let handed_over = ago.is_some_and(|ago| ago.unsigned_abs() < AWHILE);
                     part.send_replace(Part::Leader { handed_over });
                 }
-                Held::Unknown if is_leader() && renewed.elapsed() >= DEADLINE => {
+                Held::Unknown if is_leader() && renewed.borrow().elapsed() >= DEADLINE => {
                     part.send_replace(Part::Ended(Ending::Cut));
                     return;
                 }
@@ -217,5 +233,20 @@ impl Lease {
                 ..coordination::LeaseSpec::default()
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_ends_with_the_lease() {
+        let (renewals, renewed) = watch::channel(Instant::now());
+        assert_eq!(while_held(&renewed, async { 1 }).await, Some(1));
+        let long_ago = Instant::now().checked_sub(DEADLINE + Duration::from_secs(1));
+        renewals.send_replace(long_ago.unwrap());
+        let work = async { panic!("another one leads by now") };
+        assert_eq!(while_held::<()>(&renewed, work).await, None);
     }
 }

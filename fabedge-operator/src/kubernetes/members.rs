@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use fabedge_common::config::{self, EndpointType};
+use futures_util::{StreamExt as _, stream};
 use ipnet::IpNet;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -40,6 +41,9 @@ const KEY: &str = "key.pem";
 
 /// A token that nobody has used is replaced when this is left of its life.
 const RENEW: time::Duration = time::Duration::hours(4);
+
+/// Tokens that are made and written at a time.
+const CONCURRENCY: usize = 16;
 
 /// Attempts to note the use of a token while others write the Cluster.
 const ATTEMPTS: usize = 5;
@@ -80,6 +84,13 @@ pub enum Error {
     Write(String, #[source] kube::Error),
 }
 
+/// The Cluster that a token was written into: one that is shown with an earlier generation is shown without it.
+#[derive(Debug)]
+struct Given {
+    uid: String,
+    generation: Option<i64>,
+}
+
 /// What the leader of a host keeps about members.
 #[derive(Debug)]
 pub struct Members {
@@ -89,6 +100,8 @@ pub struct Members {
     listen: SocketAddr,
     label: Label,
     tokens: Option<Arc<Tokens>>,
+    /// By the name of their cluster, tokens that were written and perhaps not shown yet.
+    given: BTreeMap<String, Given>,
     view: channel::Sender<Option<Arc<View>>>,
     serving: JoinSet<()>,
 }
@@ -103,6 +116,7 @@ impl Members {
             cluster: cluster.to_owned(),
             listen,
             tokens: None,
+            given: BTreeMap::new(),
             view: channel::Sender::new(None),
             serving: JoinSet::new(),
         }
@@ -159,26 +173,46 @@ impl Members {
                 Err(error) => return vec![chain(&error)],
             },
         };
+        self.given.retain(|name, given| {
+            live.clusters().any(|shown| {
+                shown.name == name && shown.uid == given.uid && shown.generation < given.generation
+            })
+        });
+        let without = live.clusters().filter(|shown| {
+            !self.given.contains_key(shown.name)
+                && shown.good.is_some_and(|known| {
+                    let joined = shown.status.registration.is_some() || !known.endpoints.is_empty();
+                    let member = shown.name != self.cluster && !joined;
+                    member && wants_token(known.token.as_deref(), &tokens, authorities, now)
+                })
+        });
+        let outcomes: Vec<_> = stream::iter(without)
+            .map(async |shown| {
+                (
+                    shown.name,
+                    self.hand_out(shown.name, &tokens, authorities, now).await,
+                )
+            })
+            .buffer_unordered(CONCURRENCY)
+            .collect()
+            .await;
         let mut failures = Vec::new();
-        for shown in live.clusters() {
-            let Some(known) = shown.good.filter(|_| shown.name != self.cluster) else {
-                continue;
-            };
-            let joined = shown.status.registration.is_some() || !known.endpoints.is_empty();
-            if !joined
-                && wants_token(known.token.as_deref(), &tokens, authorities, now)
-                && let Err(error) = self.hand_out(shown.name, &tokens, authorities, now).await
-            {
-                failures.push(chain(&error));
+        for (name, outcome) in outcomes {
+            match outcome {
+                Ok(Some(given)) => _ = self.given.insert(name.to_owned(), given),
+                Ok(None) => {}
+                Err(error) => failures.push(chain(&error)),
             }
         }
-        self.view.send_replace(Some(Arc::new(view(
-            live,
-            topology,
-            settings,
-            authorities,
-            &tokens,
-        ))));
+        let view = view(live, topology, settings, authorities, &tokens);
+        // Who waits for news looks at it only when there may be some.
+        self.view.send_if_modified(|shown| {
+            let news = shown.as_deref().is_none_or(|shown| !shown.is_as(&view));
+            if news {
+                *shown = Some(Arc::new(view));
+            }
+            news
+        });
         let unlabelled = self.label.follow(live.operators()).await;
         failures.extend(unlabelled.iter().map(|error| chain(error)));
         failures
@@ -190,7 +224,7 @@ impl Members {
         tokens: &Tokens,
         authorities: &Authorities,
         now: OffsetDateTime,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Given>, Error> {
         let token = tokens
             .issue(cluster, authorities.oldest().der(), now)
             .map_err(|e| Error::Token(cluster.to_owned(), e))?;
@@ -200,12 +234,15 @@ impl Members {
             .patch(cluster, &params(), &Patch::Merge(&patch))
             .await
         {
-            Ok(_) => {
+            Ok(written) => {
                 info!(cluster, "made a token for a cluster that has not registered");
-                Ok(())
+                Ok(Some(Given {
+                    uid: written.metadata.uid.unwrap_or_default(),
+                    generation: written.metadata.generation,
+                }))
             }
             // Gone meanwhile: its watch tells.
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
             Err(source) => Err(Error::Write(cluster.to_owned(), source)),
         }
     }

@@ -45,7 +45,10 @@ impl Revocations {
             let mut words = line.split_whitespace();
             let (serial, time) = (serial(words.next()?)?, words.next()?);
             let time = OffsetDateTime::parse(time, &Rfc3339).ok()?;
-            let authorities = words.next()?.split(',').map(str::to_owned).collect();
+            let authorities: BTreeSet<String> = words.next()?.split(',').map(str::to_owned).collect();
+            if authorities.contains("") {
+                return None;
+            }
             let name = words.next().map(str::to_owned);
             let revocation = Revocation {
                 time,

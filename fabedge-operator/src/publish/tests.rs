@@ -41,7 +41,7 @@ fn document(name: &str, subnets: &str) -> NodeConfig {
         version: VERSION,
         generation: 0,
         endpoint: endpoint(name, EndpointType::EdgeNode, subnets),
-        peers: vec![connector],
+        peers: vec![connector.into()],
         network_subnets: Vec::new(),
         mediator: None,
     }

@@ -1,6 +1,7 @@
 //! Topology -> documents. Generations are the publisher's to give.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fabedge_common::config::{CLOUD, CONNECTOR, Endpoint, NodeConfig, Peer, VERSION, Via};
 use ipnet::IpNet;
@@ -110,7 +111,7 @@ fn config(network_subnets: &[IpNet], endpoint: Endpoint, peers: Vec<Peer>) -> No
         version: VERSION,
         generation: 0,
         endpoint,
-        peers,
+        peers: peers.into_iter().map(Arc::new).collect(),
         network_subnets: network_subnets.to_vec(),
         mediator: None,
     }

@@ -112,7 +112,7 @@ fn edges_are_strangers_until_a_community_joins_them() {
     assert_eq!(way(&topology, "edge2", "edge3"), None, "no community has both");
 
     let all = documents(&topology);
-    let names = |peers: &[fabedge_common::config::Peer]| {
+    let names = |peers: &[std::sync::Arc<fabedge_common::config::Peer>]| {
         peers
             .iter()
             .map(|p| p.endpoint.local_name().to_owned())

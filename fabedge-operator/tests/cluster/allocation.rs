@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kube::ResourceExt as _;
@@ -25,7 +24,11 @@ fn follow(world: &World) -> History {
     let (nodes, seen) = (world.nodes(), Arc::clone(&history));
     world.runtime.spawn(async move {
         let mut nodes = std::pin::pin!(watcher(nodes, config).default_backoff().applied_objects());
-        while let Ok(Some(node)) = nodes.try_next().await {
+        loop {
+            // A watch that breaks is taken up again.
+            let Ok(Some(node)) = nodes.try_next().await else {
+                continue;
+            };
             if let Some(subnets) = node.annotations().get(ANNOTATION) {
                 let mut seen = seen.lock().unwrap();
                 seen.entry(node.name_any()).or_default().insert(subnets.clone());
@@ -63,7 +66,7 @@ async fn published(world: &World, number: usize) -> Option<String> {
 
 #[test]
 fn fifty_nodes_at_once_get_fifty_prefixes_whatever_happens_to_operators() {
-    let mut world = World::new("crowd");
+    let mut world = World::new("fifty");
     world.calico = true;
     world.settings = json!({"edgePodCIDR6": "fd10:128::/48"});
     let history = follow(&world);
@@ -72,11 +75,11 @@ fn fifty_nodes_at_once_get_fifty_prefixes_whatever_happens_to_operators() {
         world.add_connector().await;
         let half = AT_ONCE / 2;
         let first_half = add_at_once(&world, 1..=half);
-        let some = async {
-            while history.lock().unwrap().len() < 5 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
+        let some = world.wait_to_see(
+            "some have prefixes",
+            async || history.lock().unwrap().len(),
+            |count| *count >= 5,
+        );
         tokio::join!(first_half, some);
     });
     // In the middle of it, without a word.
@@ -94,9 +97,14 @@ fn fifty_nodes_at_once_get_fifty_prefixes_whatever_happens_to_operators() {
             assert_eq!(published(&world, number).await, subnets(&world, number).await);
         }
         world.settle().await;
+        let shown = async || history.lock().unwrap().len();
+        world
+            .wait_to_see("every node is shown with its prefixes", shown, |count| {
+                *count == AT_ONCE
+            })
+            .await;
     });
     let history = history.lock().unwrap();
-    assert_eq!(history.len(), AT_ONCE);
     let mut given = BTreeSet::new();
     for (name, values) in &*history {
         assert_eq!(values.len(), 1, "{name} had {values:?}");

@@ -78,12 +78,17 @@ fn blocks(world: &World) -> Api<DynamicObject> {
     api(world, "IPAMBlock", "ipamblocks")
 }
 
-async fn add(to: &Api<DynamicObject>, kind: &str, name: &str, spec: Value) {
+/// Makes an object, as soon as the server has it that there are objects of that kind: a moment after it has said so.
+async fn add(world: &World, to: &Api<DynamicObject>, kind: &str, name: &str, spec: Value) {
     let object: DynamicObject = serde_json::from_value(json!({
         "apiVersion": "crd.projectcalico.org/v1", "kind": kind, "metadata": {"name": name}, "spec": spec,
     }))
     .unwrap();
-    to.create(&PostParams::default(), &object).await.unwrap();
+    let made = async || to.create(&PostParams::default(), &object).await.map(drop);
+    world
+        .wait_to_see(&format!("{kind} {name} is made"), made, Result::is_ok)
+        .await
+        .unwrap();
 }
 
 /// A block as Calico makes one, with one address given.
@@ -92,7 +97,7 @@ async fn add_block(world: &World, name: &str, cidr: &str, node: &str) {
         "cidr": cidr, "affinity": format!("host:{node}"), "strictAffinity": false,
         "allocations": [0, null], "unallocated": [1], "attributes": [{"handle_id": "k8s-pod-network.1", "secondary": {}}],
     });
-    add(&blocks(world), "IPAMBlock", name, spec).await;
+    add(world, &blocks(world), "IPAMBlock", name, spec).await;
 }
 
 /// The cloud's pod prefixes, as the edges know them.
@@ -137,9 +142,11 @@ fn the_clouds_prefixes_follow_calicos_blocks() {
         world.add_edge(1).await;
         let follows = async |expected: &[&str]| {
             world
-                .wait_until(&format!("the cloud is {expected:?}"), async || {
-                    cloud(&world).await == expected
-                })
+                .wait_to_see(
+                    &format!("the cloud is {expected:?}"),
+                    async || cloud(&world).await,
+                    |seen| seen == expected,
+                )
                 .await;
         };
         // Calico is not there yet: that is said, and what can be done without is done.
@@ -185,7 +192,7 @@ fn pools_are_kept_for_what_lies_beyond_the_connector() {
         uninstall(&world).await;
         install(&world, NEW).await;
         let spec = json!({"cidr": "10.32.0.0/16", "ipipMode": "Always", "natOutgoing": true});
-        add(&pools(&world), "IPPool", "default-ipv4-ippool", spec).await;
+        add(&world, &pools(&world), "IPPool", "default-ipv4-ippool", spec).await;
     });
     let first = world.start("first");
     let own = "keeps-10-128-0-0-16";
@@ -253,7 +260,7 @@ fn pools_are_kept_for_what_lies_beyond_the_connector() {
 
         // Calico gets another range: pods may be there too.
         let spec = json!({"cidr": "10.33.0.0/16", "vxlanMode": "Always", "natOutgoing": true});
-        add(&pools(&world), "IPPool", "second", spec).await;
+        add(&world, &pools(&world), "IPPool", "second", spec).await;
         world
             .wait_until("the edge closes it", async || {
                 let map = format!("fabedge-agent-config-{}", world.edge(1));

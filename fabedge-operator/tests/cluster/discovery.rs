@@ -40,7 +40,12 @@ impl Cluster<'_> {
         }))
         .unwrap();
         let pods: Api<Pod> = Api::namespaced(self.0.client.clone(), "kube-system");
-        pods.create(&PostParams::default(), &pod).await.unwrap();
+        // The account that every pod has is made by a controller, in its time.
+        let made = async || pods.create(&PostParams::default(), &pod).await.map(drop);
+        self.0
+            .wait_to_see(&format!("Pod {name} is made"), made, Result::is_ok)
+            .await
+            .unwrap();
     }
 
     /// A DaemonSet without pods: no node is of its kind.
@@ -104,11 +109,15 @@ fn settings_that_say_nothing_are_filled_in_once_the_cluster_tells() {
     let cluster = Cluster(&world);
     let waits = async |words: &[&str]| {
         world
-            .wait_until(&format!("/readyz says {words:?}"), async || {
-                world
-                    .get("/readyz")
-                    .is_some_and(|(code, text)| code == 503 && words.iter().all(|word| text.contains(word)))
-            })
+            .wait_to_see(
+                &format!("/readyz says {words:?}"),
+                async || world.get("/readyz"),
+                |said| {
+                    said.as_ref().is_some_and(|(code, text)| {
+                        *code == 503 && words.iter().all(|word| text.contains(word))
+                    })
+                },
+            )
             .await;
     };
     world.runtime.block_on(async {

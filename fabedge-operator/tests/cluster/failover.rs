@@ -17,13 +17,13 @@ use rustix::process::Signal;
 
 use super::world::{World, text};
 
-const EDGES: usize = 400;
+const EDGES: usize = 600;
 
-/// As many are written when the leader goes.
-const MIDDLE: usize = 100;
+/// As many are seen written when the leader goes; a slow watch leaves it the time for some more.
+const MIDDLE: usize = 30;
 
-/// A lease that is not given back runs out after 15 s.
-const LIMIT: Duration = Duration::from_secs(60);
+/// A lease that is not given back runs out after 15 s; what is left to write takes a slow machine longer than that.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Every edge's document as its watch showed it. Other nodes of the cluster are none of ours.
 #[derive(Debug, Default)]
@@ -70,11 +70,19 @@ fn in_the_middle(world: &mut World) -> ([usize; 2], Arc<Mutex<Shown>>) {
     let shown = Shown::follow(world);
     let places = [world.start("first"), world.start("second")];
     let leases: Api<Lease> = Api::namespaced(world.client.clone(), world.name);
-    let written = async || shown.lock().unwrap().generations.len() >= MIDDLE;
+    let holder = async || {
+        let lease = leases.get_opt("fabedge-operator-leader").await.unwrap();
+        let holder = lease.and_then(|lease| lease.spec?.holder_identity);
+        holder.unwrap_or_default()
+    };
+    let written = async || shown.lock().unwrap().generations.len();
     let leader = world.runtime.block_on(async {
-        world.wait_until("documents are written", written).await;
-        let lease = leases.get("fabedge-operator-leader").await.unwrap();
-        lease.spec.unwrap().holder_identity.unwrap()
+        let somebody = |holder: &String| !holder.is_empty();
+        let leader = world.wait_to_see("somebody leads", holder, somebody).await;
+        world
+            .wait_to_see("documents are written", written, |count| *count >= MIDDLE)
+            .await;
+        leader
     });
     let places = if leader == "first" {
         places
@@ -82,6 +90,12 @@ fn in_the_middle(world: &mut World) -> ([usize; 2], Arc<Mutex<Shown>>) {
         [places[1], places[0]]
     };
     (places, shown)
+}
+
+/// Waits until the other one leads.
+async fn leads(world: &World, other: usize) -> Duration {
+    let leads = async || world.said(name(other)).contains("leading");
+    world.wait_until("the other one leads", leads).await
 }
 
 /// Waits until everything is as it should be by the doing of the other one.
@@ -134,12 +148,16 @@ fn a_leader_that_is_killed_in_the_middle_is_followed() {
 #[test]
 fn a_leader_that_is_ended_in_the_middle_hands_over() {
     let mut world = World::new("handed");
-    let ([leader, _], shown) = in_the_middle(&mut world);
+    let ([leader, other], shown) = in_the_middle(&mut world);
     assert!(world.terminate(leader), "it ends well");
-    let written = world.runtime.block_on(documents(&world));
-    assert!(written < EDGES, "it did everything first");
-    let took = world.runtime.block_on(followed(&world, &shown));
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    world.runtime.block_on(async {
+        let written = documents(&world).await;
+        let took = leads(&world, other).await;
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        let all = followed(&world, &shown).await;
+        println!("ended after {written} of {EDGES} documents: another leads after {took:?}, the others within {all:?}");
+        assert!(written < EDGES, "it did everything first");
+    });
 }
 
 /// A machine that slept, say: it wakes up and takes itself for the leader.
@@ -150,20 +168,12 @@ fn a_leader_that_was_stopped_in_the_middle_does_not_go_on() {
     world.signal(leader, Signal::STOP);
     world.runtime.block_on(async {
         assert!(documents(&world).await < EDGES, "it had done everything");
-        let leads = async || world.said(name(other)).contains("leading");
-        world.wait_until("the other one leads", leads).await;
+        leads(&world, other).await;
         followed(&world, &shown).await;
     });
     world.signal(leader, Signal::CONT);
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = world.operator(leader).try_wait().unwrap() {
-            break status;
-        }
-        assert!(started.elapsed() < LIMIT, "it goes on");
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    assert!(!status.success());
+    let status = world.ended(leader);
+    assert!(!status.success(), "{status}");
     let said = world.said(name(leader));
     assert!(said.contains("another operator may hold it"), "{said}");
     world.runtime.block_on(followed(&world, &shown));

@@ -92,25 +92,29 @@ fn who_could_show_what_is_revoked_is_known_everywhere() {
                 told(&everybody, &[&first, &second]).await
             })
             .await;
-        let third = serial_in(&world, &one).await.unwrap();
-        assert!(![&first, &second].contains(&&third));
-        let left = world
-            .secrets()
-            .get("fabedge-ca")
-            .await
-            .unwrap()
-            .metadata
-            .annotations;
-        assert_eq!(
-            left.unwrap()["fabedge.io/revoke"],
-            "nonsense",
-            "what is unclear stays to be seen"
-        );
-        assert!(
-            world.said("one").contains("\"nonsense\""),
-            "{}",
-            world.said("one")
-        );
+        let another = |serial: &Option<String>| {
+            let serial = serial.as_ref();
+            serial.is_some_and(|serial| ![&first, &second].contains(&serial))
+        };
+        let serial = async || serial_in(&world, &one).await;
+        world
+            .wait_to_see("it has another certificate", serial, another)
+            .await;
+        let annotations = async || {
+            let ca = world.secrets().get("fabedge-ca").await.unwrap();
+            ca.metadata.annotations.unwrap_or_default()
+        };
+        world
+            .wait_to_see("what is unclear stays to be seen", annotations, |left| {
+                left.get("fabedge.io/revoke")
+                    .is_some_and(|left| left == "nonsense")
+            })
+            .await;
+        world
+            .wait_until("that is told", async || {
+                world.said("one").contains("\"nonsense\"")
+            })
+            .await;
 
         // A node leaves: nobody would let it in, so nobody is told, until there is one of that name again.
         let left = serial_in(&world, &two).await.unwrap();

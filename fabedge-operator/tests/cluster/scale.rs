@@ -89,7 +89,9 @@ fn begin(world: &mut World, nodes: usize, pods: usize, limit: Duration) -> (Proc
             took.as_secs_f64(),
             operator.used()
         );
-        assert_eq!(world.wrong(nodes).await, [""; 0]);
+        world
+            .wait_to_see("all is right", async || world.wrong(nodes).await, Vec::is_empty)
+            .await;
         took
     });
     (operator, took)
@@ -137,11 +139,11 @@ async fn others(world: &World) -> Vec<(String, Option<String>)> {
 fn a_thousand_edges_and_a_hundred_changes() {
     const NODES: usize = 1000;
     let mut world = World::new("scale");
-    let (operator, took) = begin(&mut world, NODES, NODES, Duration::from_secs(60));
+    let (operator, took) = begin(&mut world, NODES, NODES, Duration::from_secs(180));
     let kubelet = Kubelet::start(&world);
     let times = world.runtime.block_on(async {
         let running = Config::default().fields("status.phase=Running");
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_secs(180);
         all::<Pod>(&world, running, NODES, Instant::now(), limit).await;
         world.settle().await;
         let before = others(&world).await;
@@ -157,6 +159,12 @@ fn a_thousand_edges_and_a_hundred_changes() {
         percentile(&times, 99),
         operator.used()
     );
+    if let Some(file) = std::env::var_os("FABEDGE_TIMES") {
+        // For whoever shows them beside others: `cargo xtask bench converge`.
+        let seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+        let text = serde_json::json!({"nodes": NODES, "seconds": seconds}).to_string();
+        std::fs::write(file, text).unwrap();
+    }
     assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(percentile(&times, 99) < 1.0, "{times:?}");
     assert!(operator.kib("VmRSS") <= 64 * 1024, "{}", operator.used());
@@ -169,7 +177,7 @@ fn ten_thousand_edges() {
     const NODES: usize = 10_000;
     let mut world = World::new("crowded");
     world.last = true;
-    let (operator, took) = begin(&mut world, NODES, 0, Duration::from_secs(120));
+    let (operator, took) = begin(&mut world, NODES, 0, Duration::from_secs(360));
     let times = world.runtime.block_on(async {
         let map: ConfigMap = world.maps().get("connector-config").await.unwrap();
         assert!(map.data.is_none(), "it does not fit as it is");

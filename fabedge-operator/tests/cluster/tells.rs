@@ -24,33 +24,33 @@ fn a_community_tells_who_is_ready() {
             world.add_edge(number).await;
         }
         world.join("shops", &[1, 2]).await;
-        let ready = async |count: &str| world.told("shops", "Ready").await.0 == count;
+        let shops = ("shops", "Ready");
         world
-            .wait_until("nobody is ready", async || ready("0/2").await)
+            .wait_until_told("nobody is ready", shops, |count, text| {
+                count == "0/2"
+                    && text
+                        == "False MembersNotReady: 0/2 members ready: tells.tells-edge1 is not (it has no agent pod), \
+                            tells.tells-edge2 is not (it has no agent pod)"
+            })
             .await;
-        let (_, text) = world.told("shops", "Ready").await;
-        assert_eq!(
-            text,
-            "False MembersNotReady: 0/2 members ready: tells.tells-edge1 is not (it has no agent pod), \
-             tells.tells-edge2 is not (it has no agent pod)"
-        );
         world.template("agent:1", "--log=info").await;
         world.agent(1, true).await;
         world.agent(2, false).await;
-        world.wait_until("one is", async || ready("1/2").await).await;
-        let (_, text) = world.told("shops", "Ready").await;
-        assert!(
-            text.ends_with("1/2 members ready: tells.tells-edge2 is not (its agent pod is not ready)"),
-            "{text}"
-        );
-        world.agent(2, true).await;
-        world.wait_until("both are", async || ready("2/2").await).await;
         world
-            .wait_until("that is an Event", async || {
-                world
-                    .has_event("Community", "shops", "Normal MembersReady", "2/2 members ready")
-                    .await
+            .wait_until_told("one is", shops, |count, text| {
+                count == "1/2"
+                    && text.ends_with(
+                        "1/2 members ready: tells.tells-edge2 is not (its agent pod is not ready)",
+                    )
             })
+            .await;
+        world.agent(2, true).await;
+        world
+            .wait_until_told("both are", shops, |count, _| count == "2/2")
+            .await;
+        let community = ("Community", "shops");
+        world
+            .wait_for_event(community, "Normal MembersReady", "2/2 members ready")
             .await;
         let table = world.kubectl(&["get", "community", "tells-shops"]);
         let words = |line: Option<&str>| -> Vec<String> {
@@ -66,63 +66,48 @@ fn a_community_tells_who_is_ready() {
         );
         assert!(words(table.lines().nth(1)).contains(&"2/2".to_owned()), "{table}");
         let condition = "--for=condition=Ready";
-        world.kubectl(&["wait", condition, "--timeout=5s", "community/tells-shops"]);
+        world.kubectl(&["wait", condition, "--timeout=60s", "community/tells-shops"]);
 
         // One who is not there yet.
         world.join("shops", &[1, 2, 9]).await;
         world
-            .wait_until("it is counted", async || ready("2/3").await)
-            .await;
-        let (_, text) = world.told("shops", "Ready").await;
-        assert!(
-            text.starts_with(
-                "False MembersPending: 2/3 members ready: tells.tells-edge9 is not (there is no"
-            ),
-            "{text}"
-        );
-        let shops = world
-            .communities()
-            .get("tells-shops")
-            .await
-            .unwrap()
-            .status
-            .unwrap();
-        assert_eq!(shops.unknown_members, ["tells.tells-edge9"]);
-        assert_eq!(shops.observed_generation, Some(2));
-        world
-            .wait_until("and named", async || {
-                world
-                    .has_event(
-                        "Community",
-                        "shops",
-                        "Warning Pending: spec.members[2]",
-                        "tells-edge9",
+            .wait_until_told("it is counted", shops, |count, text| {
+                count == "2/3"
+                    && text.starts_with(
+                        "False MembersPending: 2/3 members ready: tells.tells-edge9 is not (there is no",
                     )
-                    .await
             })
+            .await;
+        let object = world.communities().get("tells-shops").await.unwrap();
+        let status = object.status.unwrap();
+        assert_eq!(status.unknown_members, ["tells.tells-edge9"]);
+        assert_eq!(status.observed_generation, Some(2));
+        world
+            .wait_for_event(community, "Warning Pending: spec.members[2]", "tells-edge9")
             .await;
         world.add_edge(9).await;
         world.agent(9, true).await;
-        world.wait_until("it comes", async || ready("3/3").await).await;
+        world
+            .wait_until_told("it comes", shops, |count, _| count == "3/3")
+            .await;
 
         // A pod that fails, and no document changes.
         world.agent(9, false).await;
-        world.wait_until("it fails", async || ready("2/3").await).await;
+        world
+            .wait_until_told("it fails", shops, |count, _| count == "2/3")
+            .await;
         // The connector, whose pod is another's.
         world
             .community("wide", &["tells.connector", "tells.tells-edge1"])
             .await;
         world
-            .wait_until("its pod is missed", async || {
-                let (_, text) = world.told("wide", "Ready").await;
+            .wait_until_told("its pod is missed", ("wide", "Ready"), |_, text| {
                 text.ends_with("1/2 members ready: tells.connector is not (its pod is not ready)")
             })
             .await;
         world.connector(true).await;
         world
-            .wait_until("it is ready", async || {
-                world.told("wide", "Ready").await.0 == "2/2"
-            })
+            .wait_until_told("it is ready", ("wide", "Ready"), |count, _| count == "2/2")
             .await;
     });
 }
@@ -140,20 +125,29 @@ fn what_is_wrong_is_told_and_the_watch_goes_on() {
         }
         world.join("shops", &[1, 2]).await;
         world
-            .wait_until("all is well", async || {
-                world.told("shops", "Ready").await.0 == "2/2"
-            })
+            .wait_until_told("all is well", ("shops", "Ready"), |count, _| count == "2/2")
+            .await;
+        world
+            .wait_to_see(
+                "edge1's peers",
+                async || world.peers(1).await,
+                |peers| peers.len() == 2,
+            )
             .await;
 
         world
             .community("shops", &["wrong.wrong-edge1", "wrong-edge2"])
             .await;
         world
-            .wait_until("a name without its cluster is refused", async || {
-                let (_, text) = world.told("shops", "Accepted").await;
-                text.starts_with("False Invalid: spec.members[1]: \"wrong-edge2\" is not <cluster>.<node>")
-                    && text.ends_with("what it said before stays in effect")
-            })
+            .wait_until_told(
+                "a name without its cluster is refused",
+                ("shops", "Accepted"),
+                |_, text| {
+                    text.starts_with(
+                        "False Invalid: spec.members[1]: \"wrong-edge2\" is not <cluster>.<node>",
+                    ) && text.ends_with("what it said before stays in effect")
+                },
+            )
             .await;
         let (ready, text) = world.told("shops", "Ready").await;
         assert!(
@@ -161,12 +155,7 @@ fn what_is_wrong_is_told_and_the_watch_goes_on() {
             "{ready} {text}"
         );
         let invalid = async |kind: &str, name: &str, says: &str| {
-            let what = format!("{kind} {name} has an Event");
-            world
-                .wait_until(&what, async || {
-                    world.has_event(kind, name, "Warning Invalid", says).await
-                })
-                .await
+            world.wait_for_event((kind, name), "Warning Invalid", says).await;
         };
         invalid("Community", "shops", "spec.members[1]: \"wrong-edge2\"").await;
         assert_eq!(world.peers(1).await.len(), 2, "what was valid stays");
@@ -174,8 +163,7 @@ fn what_is_wrong_is_told_and_the_watch_goes_on() {
         // A Cluster: no prefix, nothing to go by, one that overlaps, one that is well.
         world.cluster("beijing", Some("10.1.2.3/33")).await;
         world
-            .wait_until("it is refused", async || {
-                let text = world.cluster_told("beijing", "Accepted").await;
+            .wait_until_cluster_told("it is refused", ("beijing", "Accepted"), |text| {
                 text.starts_with(
                     "False Invalid: spec.endpoints[0].subnets[0]: \"10.1.2.3/33\" is not a prefix",
                 )
@@ -184,21 +172,15 @@ fn what_is_wrong_is_told_and_the_watch_goes_on() {
         invalid("Cluster", "beijing", "10.1.2.3/33").await;
         world.cluster("beijing", None).await;
         world
-            .wait_until("it has not registered", async || {
-                let text = world.cluster_told("beijing", "Ready").await;
+            .wait_until_cluster_told("it has not registered", ("beijing", "Ready"), |text| {
                 text.starts_with("False NotRegistered")
             })
             .await;
-        assert!(
-            world
-                .cluster_told("beijing", "Accepted")
-                .await
-                .starts_with("True")
-        );
+        let text = world.cluster_told("beijing", "Accepted").await;
+        assert!(text.starts_with("True"), "{text}");
         world.cluster("beijing", Some("10.64.1.0/24")).await;
         world
-            .wait_until("its prefix is an edge's", async || {
-                let text = world.cluster_told("beijing", "Accepted").await;
+            .wait_until_cluster_told("its prefix is an edge's", ("beijing", "Accepted"), |text| {
                 text.starts_with("False PartlyRefused: spec.endpoints: 10.64.1.0/24 overlaps")
                     && text.contains("Node wrong-edge1")
             })
@@ -206,16 +188,14 @@ fn what_is_wrong_is_told_and_the_watch_goes_on() {
         invalid("Cluster", "beijing", "overlaps").await;
         world.cluster("beijing", Some("192.0.2.0/24")).await;
         world
-            .wait_until("it is well", async || {
-                let text = world.cluster_told("beijing", "Ready").await;
+            .wait_until_cluster_told("it is well", ("beijing", "Ready"), |text| {
                 text == "True EndpointsKnown: its connector is wrong-beijing.connector at 203.0.113.99"
             })
             .await;
         let edge_of_another = ["wrong.wrong-edge1", "wrong-beijing.shop"];
         world.community("mixed", &edge_of_another).await;
         world
-            .wait_until("who is not there is pending", async || {
-                let (_, text) = world.told("mixed", "Ready").await;
+            .wait_until_told("who is not there is pending", ("mixed", "Ready"), |_, text| {
                 text.contains("wrong-beijing.shop is not (Cluster wrong-beijing has no such endpoint")
             })
             .await;
@@ -237,18 +217,15 @@ fn what_is_wrong_is_told_and_the_watch_goes_on() {
         // Everything goes on.
         world.join("shops", &[1, 2]).await;
         world
-            .wait_until("it is mended", async || {
-                let (ready, _) = world.told("shops", "Ready").await;
-                ready == "2/2" && world.told("shops", "Accepted").await.1.starts_with("True")
+            .wait_until_told("it is mended", ("shops", "Accepted"), |count, text| {
+                count == "2/2" && text.starts_with("True")
             })
             .await;
         world.add_edge(3).await;
         world.agent(3, true).await;
         world.join("more", &[1, 3]).await;
         world
-            .wait_until("a new one works", async || {
-                world.told("more", "Ready").await.0 == "2/2"
-            })
+            .wait_until_told("a new one works", ("more", "Ready"), |count, _| count == "2/2")
             .await;
     });
 }
@@ -258,6 +235,8 @@ fn a_community_that_takes_anothers_name_says_so_once() {
     let mut world = World::new("names");
     let first = world.start("one");
     let dropped = "names.names-edge1, names.names-edge2";
+    let connectors = ("Community", "connectors");
+    let (ready, replaced) = (("connectors", "Ready"), ("connectors", "MembersReplaced"));
     let before = world.runtime.block_on(async {
         world.add_connector().await;
         world.template("agent:1", "--log=info").await;
@@ -284,30 +263,20 @@ fn a_community_that_takes_anothers_name_says_so_once() {
             })
             .await;
         world
-            .wait_until("an Event names those who went", async || {
-                world
-                    .has_event("Community", "connectors", "Warning MembersReplaced", dropped)
-                    .await
+            .wait_for_event(connectors, "Warning MembersReplaced", dropped)
+            .await;
+        world
+            .wait_until_told("so does the status", replaced, |_, text| {
+                text.starts_with("True AllReplaced") && text.contains(dropped)
             })
             .await;
-        let (_, text) = world.told("connectors", "MembersReplaced").await;
-        assert!(
-            text.starts_with("True AllReplaced") && text.contains(dropped),
-            "{text}"
-        );
         world
-            .wait_until("the new ones are ready", async || {
-                world.told("connectors", "Ready").await.0 == "2/2"
-            })
+            .wait_until_told("the new ones are ready", ready, |count, _| count == "2/2")
             .await;
         // Something that stays wrong, for the next operator to find.
         world.community("broken", &["names-edge1"]).await;
         world
-            .wait_until("that is told", async || {
-                world
-                    .has_event("Community", "broken", "Warning Invalid", "")
-                    .await
-            })
+            .wait_for_event(("Community", "broken"), "Warning Invalid", "")
             .await;
         world.silence().await
     });
@@ -329,22 +298,15 @@ fn a_community_that_takes_anothers_name_says_so_once() {
         let three = ["names.connector", "names-beijing.connector", "names.names-edge1"];
         world.community("connectors", &three).await;
         world
-            .wait_until("the condition is over", async || {
-                world.told("connectors", "MembersReplaced").await.1.is_empty()
-            })
+            .wait_until_told("the condition is over", replaced, |_, text| text.is_empty())
             .await;
         world.community("connectors", &three[..2]).await;
         world
-            .wait_until("one went", async || {
-                world
-                    .has_event(
-                        "Community",
-                        "connectors",
-                        "Normal MembersReplaced",
-                        "no longer a member: names.names-edge1",
-                    )
-                    .await
-            })
+            .wait_for_event(
+                connectors,
+                "Normal MembersReplaced",
+                "no longer a member: names.names-edge1",
+            )
             .await;
         // Deleted and made anew, nobody was replaced.
         world
@@ -356,9 +318,7 @@ fn a_community_that_takes_anothers_name_says_so_once() {
             .community("connectors", &["names.names-edge2", "names.names-edge1"])
             .await;
         world
-            .wait_until("it is a new one", async || {
-                world.told("connectors", "Ready").await.0 == "2/2"
-            })
+            .wait_until_told("it is a new one", ready, |count, _| count == "2/2")
             .await;
         assert!(world.told("connectors", "MembersReplaced").await.1.is_empty());
     });

@@ -3,14 +3,15 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use fabedge_common::config::NodeConfig;
 use fabedge_operator::api::{Cluster, Condition, ConditionStatus};
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 use super::kubelet::set_status;
-use super::world::{PATIENCE, World};
+use super::world::{PATIENCE, World, text};
 
 impl World {
     pub fn clusters(&self) -> Api<Cluster> {
@@ -99,6 +100,45 @@ impl World {
         (status.ready.unwrap_or_default(), said(&status.conditions, kind))
     }
 
+    /// Waits until a Community's condition is told so: `x/y` and the condition as [`Self::told`] has them.
+    pub async fn wait_until_told(
+        &self,
+        what: &str,
+        (community, kind): (&str, &str),
+        so: impl Fn(&str, &str) -> bool,
+    ) {
+        let what = format!("{what}: {kind} of Community {community}");
+        self.wait_to_see(
+            &what,
+            async || self.told(community, kind).await,
+            |(ready, text)| so(ready, text),
+        )
+        .await;
+    }
+
+    /// The same of a Cluster's condition.
+    pub async fn wait_until_cluster_told(
+        &self,
+        what: &str,
+        (cluster, kind): (&str, &str),
+        so: impl Fn(&str) -> bool,
+    ) {
+        let what = format!("{what}: {kind} of Cluster {cluster}");
+        let told = async || self.cluster_told(cluster, kind).await;
+        self.wait_to_see(&what, told, |text| so(text)).await;
+    }
+
+    /// Waits for an Event that begins so, and says that.
+    pub async fn wait_for_event(&self, (kind, name): (&str, &str), begins: &str, says: &str) {
+        let what = format!("an Event of {kind} {name}: {begins}: {says}");
+        let good = |events: &Vec<String>| {
+            let mut events = events.iter();
+            events.any(|event| event.starts_with(begins) && event.contains(says))
+        };
+        self.wait_to_see(&what, async || self.events(kind, name).await, good)
+            .await;
+    }
+
     pub async fn cluster_told(&self, name: &str, kind: &str) -> String {
         let name = format!("{}-{name}", self.name);
         let status = self.clusters().get(&name).await.unwrap().status;
@@ -113,26 +153,18 @@ impl World {
             self.name
         );
         let list = events.list(&ListParams::default().fields(&fields)).await.unwrap();
-        let text = |text: Option<String>| text.unwrap_or_default();
+        let word = |word: Option<String>| word.unwrap_or_default();
         list.items
             .into_iter()
             .map(|event| {
                 format!(
                     "{} {}: {}",
-                    text(event.type_),
-                    text(event.reason),
-                    text(event.message)
+                    word(event.type_),
+                    word(event.reason),
+                    word(event.message)
                 )
             })
             .collect()
-    }
-
-    /// Whether an Event begins so, and says that.
-    pub async fn has_event(&self, kind: &str, name: &str, begins: &str, says: &str) -> bool {
-        let events = self.events(kind, name).await;
-        events
-            .iter()
-            .any(|event| event.starts_with(begins) && event.contains(says))
     }
 
     /// Versions of every status and Event about objects of ours.
@@ -169,15 +201,65 @@ impl World {
         let started = Instant::now();
         let mut before = self.told_versions().await;
         loop {
-            // Longer than a document is on its way.
-            tokio::time::sleep(Duration::from_secs(4)).await;
+            // Longer than a document is on its way, which is 3 s.
+            tokio::time::sleep(Duration::from_secs(6)).await;
             let now = self.told_versions().await;
             if now == before {
                 return now;
             }
-            assert!(started.elapsed() < PATIENCE, "it goes on telling");
+            assert!(
+                started.elapsed() < PATIENCE,
+                "it goes on telling: {before:?}, then {now:?}"
+            );
             before = now;
         }
+    }
+
+    /// For who looks for the cause of a failure: what the API holds of this world.
+    pub async fn tell_what_is_there(&self) {
+        let all = ListParams::default();
+        let ours = |name: &str| name.starts_with(&format!("{}-", self.name));
+        let communities = self.communities().list(&all).await.into_iter().flatten();
+        let communities = communities.filter(|one| ours(&one.name_any()));
+        tell(communities.map(|one| format!("Community {}: {:?} {:?}", one.name_any(), one.spec, one.status)));
+        let clusters = self.clusters().list(&all).await.into_iter().flatten();
+        // Without the tokens.
+        let clusters = clusters.filter(|one| ours(&one.name_any()));
+        tell(clusters.map(|one| format!("Cluster {}: {:?}", one.name_any(), one.status)));
+        let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
+        let events = events.list(&all).await.into_iter().flatten();
+        let events = events.map(|event| (event.involved_object.name.unwrap_or_default(), event.message));
+        let events = events.filter(|(of, _)| ours(of));
+        tell(events.map(|(of, message)| format!("Event of {of}: {message:?}")));
+        let maps = self.maps().list(&all).await.into_iter().flatten();
+        let documents = maps.filter_map(|map| {
+            let name = map.name_any();
+            let document = NodeConfig::parse(&text(map)?).ok()?;
+            let peers: Vec<String> = document
+                .peers
+                .into_iter()
+                .map(|peer| peer.endpoint.name.clone())
+                .collect();
+            let few = &peers[..peers.len().min(8)];
+            Some(format!(
+                "ConfigMap {name}: generation {}, {} peers {few:?}",
+                document.generation,
+                peers.len()
+            ))
+        });
+        tell(documents);
+        let pods = self.pods().list(&all).await.into_iter().flatten();
+        tell(pods.map(|pod| {
+            let status = pod.status.clone().unwrap_or_default();
+            let conditions = status.conditions.iter().flatten();
+            let conditions: Vec<_> = conditions.map(|one| (&one.type_, &one.status)).collect();
+            format!(
+                "Pod {}: {:?} {conditions:?} {:?}",
+                pod.name_any(),
+                status.phase,
+                pod.annotations()
+            )
+        }));
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> String {
@@ -188,6 +270,18 @@ impl World {
             String::from_utf8_lossy(&output.stderr)
         );
         String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// Some of many lines.
+fn tell(lines: impl Iterator<Item = String>) {
+    const MOST: usize = 20;
+    let lines: Vec<String> = lines.collect();
+    for line in lines.iter().take(MOST) {
+        eprintln!("-- {line}");
+    }
+    if lines.len() > MOST {
+        eprintln!("-- and {} more like it", lines.len() - MOST);
     }
 }
 

@@ -3,8 +3,8 @@ use std::process::Command;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Event;
-use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use super::kubelet::Kubelet;
@@ -51,21 +51,14 @@ fn an_uninstallation_leaves_nothing_but_custom_resources() {
             let deployments: Api<Deployment> = Api::namespaced(world.client.clone(), world.name);
             deployments.create(&PostParams::default(), &object).await.unwrap();
         }
+        let pods = async || {
+            let pods = world.pods().list(&ListParams::default()).await.unwrap();
+            pods.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
+        };
         let object: DaemonSet = serde_json::from_value(workload("fabedge-cloud-agent")).unwrap();
         let sets: Api<DaemonSet> = Api::namespaced(world.client.clone(), world.name);
         sets.create(&PostParams::default(), &object).await.unwrap();
-        world
-            .wait_until("all pods", async || {
-                world
-                    .pods()
-                    .list(&ListParams::default())
-                    .await
-                    .unwrap()
-                    .items
-                    .len()
-                    == 6
-            })
-            .await;
+        world.wait_to_see("all pods", pods, |pods| pods.len() == 6).await;
     });
     assert!(world.terminate(operator));
     world.runtime.block_on(async {
@@ -81,7 +74,7 @@ fn an_uninstallation_leaves_nothing_but_custom_resources() {
 
     let uninstall = |world: &World| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fabedge-operator"));
-        command.args(["uninstall", "--namespace", world.name, "--timeout", "60"]);
+        command.args(["uninstall", "--namespace", world.name, "--timeout", "180"]);
         // The kubelet works meanwhile.
         let output = world.runtime.block_on(async {
             let run = tokio::task::spawn_blocking(move || command.output().unwrap());

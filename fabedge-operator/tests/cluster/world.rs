@@ -1,9 +1,10 @@
 //! A namespace, nodes and operators for one test; gone when dropped.
 
+use std::fmt::Debug;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use fabedge_common::config::{NodeConfig, packed};
@@ -16,8 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-/// How long anything may take that should be a matter of moments.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything may take that should be a matter of moments: no promise, so a machine with other work may take its time.
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 pub struct World {
     pub name: &'static str,
@@ -76,8 +77,14 @@ impl World {
         }
         let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": self.name}})).unwrap();
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        namespaces
-            .create(&PostParams::default(), &namespace)
+        // One of an earlier run may still be on its way out.
+        let made = async || {
+            namespaces
+                .create(&PostParams::default(), &namespace)
+                .await
+                .map(drop)
+        };
+        self.wait_to_see("the namespace is made", made, Result::is_ok)
             .await
             .unwrap();
     }
@@ -278,7 +285,19 @@ impl World {
     /// SIGTERM, as kubelet ends a container; returns whether it ended well.
     pub fn terminate(&mut self, place: usize) -> bool {
         self.signal(place, Signal::TERM);
-        self.operators[place].wait().unwrap().success()
+        self.ended(place).success()
+    }
+
+    /// Waits until an operator has ended, by itself or by a signal.
+    pub fn ended(&mut self, place: usize) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.operators[place].try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "it goes on for {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn signal(&self, place: usize, signal: Signal) {
@@ -317,13 +336,13 @@ impl World {
 
     /// Has operators serve health and metrics where [`Self::get`] asks for them.
     pub fn listen(&mut self) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        self.listen = listener.local_addr().unwrap().to_string();
+        self.listen = format!("127.0.0.1:{}", free_port());
     }
 
     /// Status and body of what an operator serves.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(&self.listen).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         let mut text = String::new();
@@ -338,12 +357,16 @@ impl World {
         let started = Instant::now();
         let mut before = self.versions().await;
         loop {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            // Longer than it waits to try again what failed.
+            tokio::time::sleep(Duration::from_secs(3)).await;
             let now = self.versions().await;
             if now == before {
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "the operator goes on writing");
+            assert!(
+                started.elapsed() < PATIENCE,
+                "the operator goes on writing: {before:?}, then {now:?}"
+            );
             before = now;
         }
     }
@@ -357,6 +380,35 @@ impl World {
         }
         started.elapsed()
     }
+
+    /// Waits until what is seen is good, and returns that; what was seen last is told when it does not become good.
+    pub async fn wait_to_see<T: Debug, F: Future<Output = T>>(
+        &self,
+        what: &str,
+        look: impl Fn() -> F,
+        good: impl Fn(&T) -> bool,
+    ) -> T {
+        let started = Instant::now();
+        loop {
+            let seen = look().await;
+            if good(&seen) {
+                return seen;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{what}: not within {PATIENCE:?}: {seen:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// A port that nobody has, and that nobody is given who does not ask for it: those of connections are higher.
+pub fn free_port() -> u16 {
+    let first = std::process::id() as u16 % 8000;
+    let ports = (first..8000).chain(0..first).map(|port| 20_000 + port);
+    let mut free = ports.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    free.next().unwrap()
 }
 
 /// The pod prefix of the `number`th edge.
@@ -405,6 +457,9 @@ impl Drop for World {
                     std::fs::read_to_string(log.path()).unwrap_or_default()
                 );
             }
+        }
+        if std::thread::panicking() {
+            self.runtime.block_on(self.tell_what_is_there());
         }
         if self.last {
             return;

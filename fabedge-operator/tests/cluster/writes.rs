@@ -30,7 +30,8 @@ fn documents_and_certificates_follow_nodes_and_communities() {
             })
             .await;
         for secret in ["connector-tls", "fabedge-agent-tls-follows-edge1"] {
-            let secret = world.secrets().get(secret).await.unwrap();
+            let there = async || world.secrets().get_opt(secret).await.unwrap();
+            let secret = world.wait_to_see(secret, there, Option::is_some).await.unwrap();
             assert_eq!(secret.type_.as_deref(), Some("kubernetes.io/tls"));
             let keys: Vec<String> = secret.data.unwrap().into_keys().collect();
             assert_eq!(keys, ["ca.crt", "tls.crt", "tls.key"]);
@@ -144,9 +145,11 @@ fn what_somebody_changes_or_deletes_is_put_right() {
         // A node that goes takes its objects along, and leaves the others' alone.
         for number in [1, 2] {
             world
-                .wait_until("everything is there", async || {
-                    of_node(&world, number).await == ["ConfigMap", "Pod", "Secret", "a peer"]
-                })
+                .wait_to_see(
+                    "everything is there",
+                    async || of_node(&world, number).await,
+                    |there| *there == ["ConfigMap", "Pod", "Secret", "a peer"],
+                )
                 .await;
         }
         Kubelet::start(&world);
@@ -159,9 +162,11 @@ fn what_somebody_changes_or_deletes_is_put_right() {
     world.runtime.block_on(async {
         delete(&world, 2).await;
         world
-            .wait_until("its objects go with it", async || {
-                of_node(&world, 2).await == ["a peer"]
-            })
+            .wait_to_see(
+                "its objects go with it",
+                async || of_node(&world, 2).await,
+                |there| *there == ["a peer"],
+            )
             .await;
     });
     world.start("two");
@@ -218,9 +223,11 @@ async fn goes(world: &World, number: usize) {
         delete(world, number).await;
     }
     world
-        .wait_until("nothing of the node is left", async || {
-            of_node(world, number).await.is_empty()
-        })
+        .wait_to_see(
+            "nothing of the node is left",
+            async || of_node(world, number).await,
+            Vec::is_empty,
+        )
         .await;
 }
 
@@ -260,6 +267,10 @@ fn a_restart_writes_nothing_and_a_standby_takes_over() {
 
     // Killed, it cannot give its lease back: that has to run out.
     let third = world.start("third");
+    world
+        .runtime
+        .block_on(world.wait_until("it has begun", async || world.said("third").contains("starting")));
+    // It looks at the lease every 2 s.
     std::thread::sleep(Duration::from_secs(3));
     assert!(!world.said("third").contains("leading"), "one leads");
     world.operator(second).kill().unwrap();

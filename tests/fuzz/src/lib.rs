@@ -2,11 +2,11 @@
 //! when the parser does, or when what it let through is not what it promises.
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use fabedge_common::config::{NodeConfig, packed};
+use fabedge_common::config::{Document, NodeConfig, packed};
 use fabedge_operator::federation::caller::{Caller, client_name};
 use fabedge_operator::federation::news::News;
 use fabedge_operator::federation::report::{Others, Owner, Report};
@@ -167,7 +167,27 @@ fn node_config(data: &[u8]) {
         if let Ok(config) = NodeConfig::parse(&text) {
             let text = config.to_yaml().expect("what was read can be written");
             assert_eq!(NodeConfig::parse(&text).expect("and read again"), config);
+            follow(text, config);
         }
+    }
+}
+
+/// Documents that follow one another say what each says by itself: one, the same with its last peer elsewhere, and the first again.
+fn follow(text: String, config: NodeConfig) {
+    let mut other = config.clone();
+    let Some(last) = other.peers.last_mut() else {
+        return;
+    };
+    let addresses = &mut Arc::make_mut(last).endpoint.public_addresses;
+    addresses.push("192.0.2.1".to_owned());
+    let between = other.to_yaml().expect("so can another");
+    let first = Document::parse(text.clone()).expect("read before");
+    let alone = NodeConfig::parse(&between).ok();
+    let second = first.next(between).ok();
+    assert_eq!(second.as_ref().map(|second| (**second.config()).clone()), alone);
+    if let Some(second) = second {
+        let third = second.next(text).expect("read before");
+        assert_eq!(**third.config(), config);
     }
 }
 

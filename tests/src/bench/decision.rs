@@ -43,6 +43,12 @@ pub fn run(options: &Options) -> Result<Report> {
         "routes",
         &[],
     );
+    let mut replace = Series::new(
+        "Time to compile a table and put it in the place of another, scattered prefixes",
+        "ms",
+        "routes",
+        &[],
+    );
     for family in Family::ALL {
         for layout in Layout::ALL {
             let title = |what: &str| format!("{}, {} prefixes, {what}", family.name(), layout.name());
@@ -87,6 +93,9 @@ pub fn run(options: &Options) -> Result<Report> {
                         let name = format!("{} {}", family.name(), lookup.name());
                         memory.sample(&name, at, tested.kibibytes(lookup)?);
                     }
+                    for _ in 0..rounds.min(3) {
+                        replace.sample(family.name(), at, tested.replace(&prefixes)?);
+                    }
                 }
             }
             if layout == Layout::Scattered {
@@ -99,14 +108,15 @@ pub fn run(options: &Options) -> Result<Report> {
         "IPv4 and IPv6: KiB of the maps of 10 routes",
         Family::ALL
             .iter()
-            .filter_map(|family| {
-                let name = format!("{} {}", family.name(), Lookup::Ours.name());
+            .flat_map(|family| [Lookup::Trie, Lookup::Ours].map(|lookup| (family, lookup)))
+            .filter_map(|(family, lookup)| {
+                let name = format!("{} {}", family.name(), lookup.name());
                 memory.figure(&name, 10.0).map(|figure| figure.median)
             })
             .sum(),
         4096.0,
     );
-    report.series.extend([memory]);
+    report.series.extend([memory, replace]);
     Ok(report)
 }
 
@@ -121,17 +131,17 @@ fn goals(report: &mut Report, family: Family, random: &Series, hot: &Series) {
     let ours = median(random, Lookup::Ours, most);
     let name = family.name();
     report.goal(
-        format!("{name}: fast path to hash, {most} routes"),
+        format!("{name}: forwarding table to hash, {most} routes"),
         ours / median(random, Lookup::Hash, most),
         1.0,
     );
     report.goal(
-        format!("{name}: fast path to trie, {most} routes"),
+        format!("{name}: forwarding table to trie, {most} routes"),
         ours / median(random, Lookup::Trie, most),
         0.3,
     );
     report.goal(
-        format!("{name}: fast path of {most} routes to one of 10"),
+        format!("{name}: forwarding table of {most} routes to one of 10"),
         ours / median(random, Lookup::Ours, SIZES[0] as f64),
         1.5,
     );

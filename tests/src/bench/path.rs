@@ -9,6 +9,7 @@ pub mod meter;
 pub mod modes;
 pub mod product;
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -19,9 +20,10 @@ use super::Options;
 use super::report::Report;
 use super::rounds::shuffled;
 use crate::command;
+use crate::lab::wait_until;
 use crate::place::PATIENCE;
 use figures::Figures;
-use ground::{NODES, Settings};
+use ground::Settings;
 use meter::Way;
 use modes::{MODES, Mode};
 
@@ -42,12 +44,14 @@ const ROUNDS: usize = 3;
 const REST: Duration = Duration::from_secs(3);
 
 /// What must be loaded before the first mode, so that none is the one that loads it.
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 13] = [
     // Udev would load it on a machine that has these instructions.
     "aesni_intel",
     "br_netfilter",
     "esp4",
+    "esp6",
     "ip_set_hash_net",
+    "tun",
     "wireguard",
     "xfrm_interface",
     "xt_MASQUERADE",
@@ -69,7 +73,10 @@ struct Case {
 /// # Errors
 /// When a mode cannot be set up or loses packets, or when packets go another way than its own.
 pub fn run(options: &Options) -> Result<Report> {
-    command::must(Command::new("modprobe").arg("-a").args(MODULES), PATIENCE)?;
+    ensure!(
+        load_modules()?,
+        "this kernel has no modules to load: take --kernel 6.12"
+    );
     let folder = tempfile::tempdir().context("making a folder for documents")?;
     let documents = product::documents(folder.path())?;
     let mut figures = Figures::default();
@@ -87,8 +94,10 @@ pub fn run(options: &Options) -> Result<Report> {
         let settings = Settings {
             documents: documents.clone(),
             rules: case.rules,
+            direct: false,
         };
         measure(case, &settings, &mut figures).with_context(|| format!("measuring {what}"))?;
+        forget_modules()?;
     }
     let mut report = Report::new("path", ABOUT);
     report
@@ -101,17 +110,46 @@ pub fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
+/// Loads what the modes need, where the kernel has modules at all.
+///
+/// # Errors
+/// When it has, and one of them is missing.
+pub fn load_modules() -> Result<bool> {
+    if !Path::new("/lib/modules")
+        .join(rustix::system::uname().release().to_string_lossy().as_ref())
+        .exists()
+    {
+        return Ok(false);
+    }
+    command::must(Command::new("modprobe").arg("-a").args(MODULES), PATIENCE)?;
+    Ok(true)
+}
+
+/// Unloads what one mode had loaded and others would profit from.
+///
+/// # Errors
+/// When it stays in use.
+pub fn forget_modules() -> Result<()> {
+    for module in product::OFFLOADS {
+        // The SAs of the world that was taken down keep it for a moment.
+        wait_until(&format!("{module} is gone"), PATIENCE, || {
+            Ok(!product::is_loaded(module)
+                || command::must(Command::new("rmmod").arg(module), PATIENCE).is_ok())
+        })?;
+    }
+    Ok(())
+}
+
 fn measure(case: Case, settings: &Settings, figures: &mut Figures) -> Result<()> {
     let mode = case.mode;
     let ground = (mode.set_up)(settings).context("setting it up")?;
     ground.wait_reach()?;
     std::thread::sleep(REST);
     let ends = ground.ends()?;
-    let link = NODES[0].link();
     let mut packets = 0;
     for way in Way::ALL {
         for size in SIZES {
-            let count = meter::count(&ends, (ground.wan()?, &link), size, way, PACKETS)
+            let count = meter::count(&ends, (ground.wan()?, &ground.link), size, way, PACKETS)
                 .with_context(|| format!("sending {size} bytes, {}", way.name()))?;
             packets += PACKETS;
             // An Ethernet header is all that is added to what nobody encrypts.

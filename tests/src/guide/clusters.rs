@@ -10,7 +10,7 @@ use super::cluster::{Cluster, ENDING};
 use super::rows::{missing, row};
 use super::steps::{CONVERGENCE, USERSPACE_ESP, different, info, lines_missing};
 use super::traffic::{LABEL, LONG, name};
-use super::{Guide, names, unless};
+use super::{BLOCK_LIMIT, Guide, names, unless};
 use crate::probe::responder::PORT;
 use crate::probe::{icmp, tcp, udp};
 use crate::suite::judge;
@@ -145,10 +145,16 @@ impl Guide {
             );
             Ok(trusted)
         };
+        // Certificates come in their time.
+        self.member.wait("one authority", CONVERGENCE, |member| {
+            ensure!(
+                authority(&self.cluster)? == authority(member)?,
+                "the connectors trust different authorities"
+            );
+            Ok(true)
+        })?;
+        let took = self.asked.elapsed().as_secs_f64();
         let mut problems = Vec::new();
-        if authority(&self.cluster)? != authority(&self.member)? {
-            problems.push("the connectors trust different authorities".to_owned());
-        }
         let secrets = self.member.get("secret -n fabedge")?;
         for secret in secrets["items"].as_array().into_iter().flatten() {
             if !secret["data"]["ca.key"].is_null() {
@@ -158,7 +164,6 @@ impl Guide {
                 ));
             }
         }
-        let took = self.asked.elapsed().as_secs_f64();
         Ok(unless(
             &problems,
             format!("joined {took:.1} s after its installation; no ca.key there"),
@@ -270,7 +275,9 @@ spec:
 
     /// The member is uninstalled first: what it leaves is what the first one is asked for afterwards.
     pub(super) fn member_leaves(&mut self) -> Result<Outcome> {
-        let done = self.member.shell("helm uninstall fabedge -n fabedge", ENDING)?;
+        let done = self
+            .member
+            .shell("helm uninstall fabedge -n fabedge", BLOCK_LIMIT)?;
         ensure!(done.ok(), "{}", done.text());
         let mut problems = Vec::new();
         let title = "nothing is left in the member";

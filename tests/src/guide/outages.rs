@@ -23,8 +23,11 @@ const RENEWAL: Duration = Duration::from_secs(5);
 /// How kubectl prints the document in a ConfigMap.
 const DOCUMENT: &str = "-o jsonpath={.data.tunnels\\.yaml}";
 
-/// How long a node may take to see another certificate in its files.
-const SEEN: Duration = Duration::from_secs(150);
+/// How long a node may take to see another certificate in its files: a kubelet looks within two minutes.
+const SEEN: Duration = Duration::from_secs(300);
+
+/// Nodes of both clusters that end tunnels: two edges, and the connectors'.
+const ENDS: usize = 4;
 
 /// Agents in the cloud, as `kubectl exec` finds them.
 const CONNECTOR: &str = "deployment/fabedge-connector -c connector";
@@ -144,6 +147,13 @@ impl Guide {
 
     fn other_authority(&mut self) -> Result<Outcome> {
         let sides = [&self.cluster, &self.member];
+        // Volumes of pods that have gone stay for a while.
+        self.cluster
+            .wait("every node has a certificate, and no other", ENDING, |_| {
+                let files = mounted(&sides, "certs/tls.crt")?;
+                ensure!(files.len() == ENDS, "{} of {ENDS} files", files.len());
+                Ok(true)
+            })?;
         let before = mounted(&sides, "certs/tls.crt")?;
         let (report, ()) = self.while_streaming(FROM, TO, || {
             self.cluster
@@ -197,6 +207,7 @@ impl Guide {
             ensure!(said.ok(), "{}", said.text());
             Ok(said.text().trim().to_owned())
         };
+        cluster.wait("a tunnel", SEEN, |_| tunnel().map(|_| true))?;
         let (before, revoked) = (tunnel()?, serial()?);
         let asked = Instant::now();
         cluster.kubectl(&format!(

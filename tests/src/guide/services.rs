@@ -6,11 +6,16 @@ use std::fmt::Write;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::cluster::Cluster;
+
+/// How often a cluster is asked again that did not answer, and after which time.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Follows a cluster's Services until it is dropped.
 #[derive(Debug)]
@@ -38,8 +43,13 @@ impl Proxy {
         thread::spawn(move || {
             let mut serving = BTreeMap::new();
             for _ in BufReader::new(output).lines().map_while(Result::ok) {
-                if let Err(error) = serve(&cluster, &mut serving) {
+                // What did not work may work the next time, and nobody else says when.
+                for _ in 0..TRIES {
+                    let Err(error) = serve(&cluster, &mut serving) else {
+                        break;
+                    };
                     eprintln!("standing in for kube-proxy in {}: {error:#}", cluster.sheet.name);
+                    thread::sleep(PAUSE);
                 }
             }
         });

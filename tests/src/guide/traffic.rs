@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, ENDING};
 use crate::capture::Capture;
 use crate::place::Place;
 use crate::probe::reach::{self, Reach};
@@ -20,7 +20,7 @@ pub const LONG: Duration = Duration::from_secs(2);
 pub const SHORT: Duration = Duration::from_millis(300);
 
 /// How long pods may take to start.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = ENDING;
 
 /// The label of the pods; its value is their name.
 pub const LABEL: &str = "probe";
@@ -121,12 +121,20 @@ impl Traffic {
 /// # Errors
 /// When it does not.
 pub fn start_pod(cluster: &Cluster, name: &str, node: &str) -> Result<Pod> {
-    cluster.apply(&manifest(name, node, &cluster.sheet.image))?;
+    // One that is on its way out takes no change.
+    cluster.wait(&format!("the pod {name} is made"), START, |cluster| {
+        cluster.apply(&manifest(name, node, &cluster.sheet.image))?;
+        let going = &cluster.get(&format!("pod {name}"))?["metadata"]["deletionTimestamp"];
+        ensure!(going.is_null(), "the one before is to go since {going}");
+        Ok(true)
+    })?;
     pod(cluster, name)
 }
 
 fn pod(cluster: &Cluster, name: &str) -> Result<Pod> {
     cluster.wait(&format!("the pod {name} runs"), START, |cluster| {
+        let going = &cluster.get(&format!("pod {name}"))?["metadata"]["deletionTimestamp"];
+        ensure!(going.is_null(), "it is to go since {going}");
         cluster.pod(name).map(|_| true)
     })?;
     let (place, address) = cluster.pod(name)?;

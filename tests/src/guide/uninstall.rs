@@ -3,16 +3,16 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::cluster::ENDING;
-use super::steps::flannel_on_edges;
+use super::cluster::{Cluster, ENDING};
+use super::steps::{CONVERGENCE, flannel_on_edges};
 use super::{Guide, names, unless};
 use crate::suite::judge;
 use crate::table::Outcome;
 
 /// Prints what is ours on a node, a line each.
 pub(super) const OURS: &str = "
-ip rule | grep -E '^(220|221):'
-for table in 220 221; do ip route show table $table 2>/dev/null; ip -6 route show table $table 2>/dev/null; done
+ip rule | grep -E '^(219|220|221):'
+for table in 219 220 221; do ip route show table $table 2>/dev/null; ip -6 route show table $table 2>/dev/null; done
 ip -o link | grep -oE 'fabedge0|br-fabedge|ipsec0'
 nft list tables | grep fabedge
 iptables-save | grep -i fabedge
@@ -82,7 +82,8 @@ impl Guide {
             traffic.renew(&self.cluster, edge)?;
             let address = traffic.pod(edge)?.address.to_string();
             let ping = ["ping", "-c", "1", "-W", "2", &address];
-            self.cluster.on(edge, &ping)?;
+            let answer = |cluster: &Cluster| cluster.on(edge, &ping).map(|_| true);
+            self.cluster.wait("an answer", CONVERGENCE, answer)?;
         }
         Ok(judge(
             true,

@@ -293,7 +293,7 @@ nft flush ruleset
 ip xfrm state flush; ip xfrm policy flush
 ip route flush table 220 2>/dev/null || true
 ip -6 route flush table 220 2>/dev/null || true
-for f in -4 -6; do while ip $f rule del pref 220 2>/dev/null; do :; done; while ip $f rule del pref 221 2>/dev/null; do :; done; done
+for f in -4 -6; do for pref in 219 220 221; do while ip $f rule del pref $pref 2>/dev/null; do :; done; done; done
 rm -rf /run/fabedge /sys/fs/bpf/fabedge",
     )?;
     let started = Instant::now();

@@ -23,7 +23,7 @@ pub const PODS: [(&str, &str); 5] = [
 ];
 
 /// How long a tunnel may take to come up, under emulation.
-pub const CONVERGENCE: Duration = Duration::from_secs(60);
+pub const CONVERGENCE: Duration = Duration::from_secs(120);
 
 /// How long a probe waits for an answer that is expected.
 pub const WAIT: Duration = Duration::from_secs(3);

@@ -3,14 +3,17 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use fabedge_common::abi::{Program, Reason};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 
 use super::product::{CONVERGENCE, WAIT, wait_reach};
 use crate::cni::CONF_DIR;
-use crate::lab::{Lab, Switch};
-use crate::observe::Packets;
+use crate::lab::{Lab, Switch, Tunnel};
+use crate::observe::{self, Packets, status};
 use crate::pod::Pod;
+use crate::probe::icmp;
 use crate::probe::reach::{Reach, both_ways};
 use crate::probe::responder::PORT;
 use crate::probe::stream::Stream;
@@ -67,6 +70,14 @@ pub const CHECKS: &[Check] = &[
     Check {
         name: "most pod-to-pod packets take the fast path",
         run: fast_share,
+    },
+    Check {
+        name: "the node's IP stack sees no ESP that comes in",
+        run: received_by_gro,
+    },
+    Check {
+        name: "the connector's CPUs share what its peers send",
+        run: spread,
     },
 ];
 
@@ -161,7 +172,10 @@ fn mtu_of(pod: &Pod) -> Result<usize> {
 }
 
 /// Runs `ping -M do`; whether all came back, and what it said.
-fn ping_whole(pod: &Pod, to: &Pod, payload: usize) -> Result<(bool, String)> {
+///
+/// # Errors
+/// When `ping` cannot be run.
+pub fn ping_whole(pod: &Pod, to: &Pod, payload: usize) -> Result<(bool, String)> {
     let size = payload.to_string();
     let to = to.v4.to_string();
     let words = [
@@ -200,8 +214,8 @@ fn frag_needed(lab: &mut Lab) -> Result<Outcome> {
         .world
         .add_pod_by("edge1-mtu", "edge1", &conflist.to_string(), &json!({}))?;
     let device = match lab.settings.tunnel {
-        crate::lab::Tunnel::Xfrm => "fabedge0",
-        crate::lab::Tunnel::Libipsec => "ipsec0",
+        Tunnel::Xfrm => "fabedge0",
+        Tunnel::Libipsec => "ipsec0",
     };
     let tunnel = lab
         .world
@@ -296,7 +310,7 @@ fn settle(lab: &Lab) -> Result<()> {
     loop {
         let mut learning = false;
         for site in ["edge1", "edge2", "connector"] {
-            for pod in crate::observe::dump(&lab.world.site(site)?.place, "pods4")? {
+            for pod in observe::dump(&lab.world.site(site)?.place, "pods4")? {
                 let flags = pod["value"]["flags"].as_u64().unwrap_or(0);
                 learning |= flags & u64::from(fabedge_common::abi::POD_LEARNING) != 0;
             }
@@ -310,4 +324,77 @@ fn settle(lab: &Lab) -> Result<()> {
         );
         std::thread::sleep(Duration::from_millis(500));
     }
+}
+
+/// By GRO a packet is decrypted before the stack counts it.
+fn received_by_gro(lab: &mut Lab) -> Result<Outcome> {
+    const PINGS: u32 = 100;
+    if lab.settings.tunnel == Tunnel::Libipsec {
+        return Ok(Outcome::NotHere("charon decrypts".to_owned()));
+    }
+    // No NAT between them, so ESP is not in UDP.
+    let (pod, cloud) = pair(lab, ("edge2-a", "cloud-a"))?;
+    let node = &lab.world.site("edge2")?.place;
+    // On the slow path it sees what pods send, and what is for them.
+    let plain = match lab.settings.fast_path {
+        Switch::On => 0,
+        Switch::Off => 2 * PINGS,
+    };
+    let started = Instant::now();
+    loop {
+        let before = observe::snmp(node, "InReceives")?;
+        let tally = icmp::ping(&pod.place, cloud.v4.into(), 56, PINGS, WAIT)?;
+        let seen = observe::snmp(node, "InReceives")? - before;
+        // Others send now and then, charon for one.
+        let good = tally.all() && seen < u64::from(plain + PINGS / 2);
+        // A pod that is new stays with the stack for a moment.
+        if good || started.elapsed() > CONVERGENCE {
+            return Ok(judge(good, format!("{seen} packets seen, {tally} answered")));
+        }
+    }
+}
+
+fn spread(lab: &mut Lab) -> Result<Outcome> {
+    const PINGS: u32 = 100;
+    if lab.settings.fast_path == Switch::Off {
+        return Ok(Outcome::NotHere("it belongs to the fast path".to_owned()));
+    }
+    let connector = lab.world.site("connector")?;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let listed: Vec<String> = (0..cpus).map(|cpu| cpu.to_string()).collect();
+    let expected = match lab.settings.tunnel {
+        Tunnel::Libipsec => "not spread: charon decrypts, not the kernel".to_owned(),
+        Tunnel::Xfrm if cpus < 2 => "not spread: there is one CPU".to_owned(),
+        Tunnel::Xfrm => format!("over CPUs {}", listed.join(", ")),
+    };
+    let how = status(connector)?["spread"]["eth0"].clone();
+    if how != expected || !expected.starts_with("over") {
+        return Ok(judge(how == expected, format!("the agent says {how}")));
+    }
+    // Both behind a NAT, with ESP in UDP, and without.
+    let before = Packets::read(connector)?;
+    let pings = || -> Result<()> {
+        // A veth receives on the CPU that sends: from the first, what is for another has a way to go.
+        let mut first = CpuSet::new();
+        first.set(0);
+        sched_setaffinity(None, &first).context("staying on the first CPU")?;
+        for pod in ["edge1-a", "edge2-a", "edge3-a"] {
+            let (pod, cloud) = pair(lab, (pod, "cloud-a"))?;
+            let tally = icmp::ping(&pod.place, cloud.v4.into(), 56, PINGS, WAIT)?;
+            ensure!(tally.all(), "{tally} of {} answered", pod.place.name);
+        }
+        Ok(())
+    };
+    // A thread of its own, for it stays there.
+    std::thread::scope(|scope| scope.spawn(pings).join()).map_err(|_| anyhow!("the pings panicked"))??;
+    let counted = Packets::read(connector)?.since(&before);
+    let count = |reason| counted.of(Program::UplinkXdp, reason);
+    let (there, here) = (count(Reason::OtherCpu), count(Reason::ThisCpu));
+    let good = there + here >= 3 * u64::from(PINGS) && there > 0 && count(Reason::UnknownSa) < 10;
+    // What was in a queue when the first look was taken has come out since.
+    let lost = there.saturating_sub(count(Reason::Arrived));
+    Ok(judge(
+        good && lost == 0,
+        format!("{there} of {} packets on another CPU, {lost} lost", there + here),
+    ))
 }

@@ -108,6 +108,9 @@ pub fn build(places: &BTreeMap<String, Place>) -> Result<()> {
     }
     // From within the WAN, so that the machine's own network sees none of it.
     places["wan"].ip(&links)?;
+    for (place, link) in underlay() {
+        like_a_nic(&places[place], link)?;
+    }
     for (name, lines) in CONFIGURATION {
         let place = &places[name];
         place.sysctl(&["net/ipv4/ip_forward=1", "net/ipv6/conf/default/accept_dad=0"])?;
@@ -118,6 +121,23 @@ pub fn build(places: &BTreeMap<String, Place>) -> Result<()> {
     for numbers in &SITES {
         configure_site(&places[numbers.name], numbers)?;
     }
+    Ok(())
+}
+
+/// The ends of all links between sites and routers, by place and name.
+pub fn underlay() -> impl Iterator<Item = (&'static str, &'static str)> {
+    LINKS
+        .into_iter()
+        .flat_map(|(a, a_if, b, b_if)| [(a, a_if), (b, b_if)])
+}
+
+/// Makes an end of a veth send and receive as a NIC does: no packet is larger than the wire's, and what arrives goes
+/// through GRO (a veth does that only where its other end does not segment TCP itself).
+///
+/// # Errors
+/// When `ethtool` fails.
+pub fn like_a_nic(place: &Place, interface: &str) -> Result<()> {
+    place.must(&["ethtool", "-K", interface, "tso", "off", "gro", "on"])?;
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use crate::engine::{Helm, NAMESPACE, calico, chart, guide, host, member, setting
 fn worlds() -> Vec<Value> {
     let all = json!({
         "METRICS_LISTEN": "0.0.0.0:9000", "LOG": "debug", "RESYNC": 60, "TUNNEL": "libipsec", "FAST_PATH": "off",
+        "SPREAD_ESP": "on",
     });
     let busy = with(&calico(), "agent.args", all);
     let busy = with(&busy, "strongswan.tunnel", json!("libipsec"));

@@ -193,6 +193,10 @@ fn refused() -> Vec<(Value, &'static [&'static str])> {
             &["/agent/args/FAST_PATH"],
         ),
         (
+            with(&host(), "agent.args.SPREAD_ESP", json!(2)),
+            &["/agent/args/SPREAD_ESP"],
+        ),
+        (
             with(&host(), "connector.syncPeriod", json!("soon")),
             &["/connector/syncPeriod"],
         ),

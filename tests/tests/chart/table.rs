@@ -432,6 +432,14 @@ fn of_workloads() -> Vec<Effect> {
         ),
         shown(
             host(),
+            "agent.args.SPREAD_ESP",
+            json!(true),
+            CONNECTOR,
+            "/spec/template/spec/containers/0/args/2",
+            json!("--spread-esp=on"),
+        ),
+        shown(
+            host(),
             "agent.args.RESYNC",
             json!(7),
             CLOUD,

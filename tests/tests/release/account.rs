@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::cluster::{Cluster, NAMESPACE};
+use crate::cluster::{Cluster, NAMESPACE, PATIENCE};
 
 /// A service account's way to the API.
 pub struct Account {
@@ -69,7 +70,14 @@ impl Running {
 
     /// Waits for its end; whether that was a good one.
     pub fn wait(&mut self) -> bool {
-        self.child.wait().unwrap().success()
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.success();
+            }
+            assert!(started.elapsed() < PATIENCE, "it goes on for {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// SIGTERM, as a kubelet ends a container.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// How long anything may take that should be a matter of moments.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The namespace that the documents use.
 pub const NAMESPACE: &str = "fabedge";
@@ -162,8 +162,9 @@ impl Cluster {
             ]})
             .to_string(),
         );
-        self.sh("kubectl wait --for=condition=Established --timeout=30s crd/communities.fabedge.io crd/clusters.fabedge.io
-            kubectl apply -f users.yaml");
+        self.sh("kubectl wait --for=condition=Established --timeout=60s crd/communities.fabedge.io crd/clusters.fabedge.io");
+        // The server tells kubectl of them a moment after it has established them.
+        self.wait_for("kubectl apply -f users.yaml");
     }
 
     /// Who these objects are and what they say, by name.
@@ -191,6 +192,11 @@ impl Cluster {
             let metadata = fields["metadata"].as_object_mut().unwrap();
             metadata.remove("resourceVersion");
             metadata.remove("managedFields");
+            if let Some(annotations) = metadata.get_mut("annotations") {
+                // A controller counts in its time; the generation tells of every change.
+                let annotations = annotations.as_object_mut().unwrap();
+                annotations.remove("deployment.kubernetes.io/revision");
+            }
             objects.insert(name, object);
         }
         assert!(objects.len() > 10, "{objects:#?}");
@@ -200,10 +206,21 @@ impl Cluster {
     /// Waits until a script prints something.
     #[track_caller]
     pub fn wait_for(&self, script: &str) -> String {
+        self.wait(script, |text| !text.trim().is_empty())
+    }
+
+    /// Waits until a script prints nothing.
+    #[track_caller]
+    pub fn wait_for_nothing(&self, script: &str) {
+        self.wait(script, |text| text.trim().is_empty());
+    }
+
+    #[track_caller]
+    fn wait(&self, script: &str, good: impl Fn(&str) -> bool) -> String {
         let started = Instant::now();
         loop {
             let said = self.try_sh(script);
-            if said.works && !said.text.trim().is_empty() {
+            if said.works && good(&said.text) {
                 return said.text;
             }
             assert!(

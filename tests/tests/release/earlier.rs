@@ -89,10 +89,11 @@ fn from_0_4_as_documented() {
     let columns = "kubectl get crd communities.fabedge.io -o jsonpath={.spec.versions[0].additionalPrinterColumns[*].name}";
     assert_eq!(cluster.sh(columns), "Members Ready Age");
     // Nothing of the old release selects pods or holds rights.
-    let old = cluster.sh("kubectl get -n fabedge pods -l release=fabedge -o name
+    cluster.wait_for_nothing(
+        "kubectl get -n fabedge pods -l release=fabedge -o name
         kubectl get clusterroles,clusterrolebindings -o name | grep -x -e '.*/cert' || true
-        kubectl get -n fabedge serviceaccounts,jobs -o name | grep -x -e '.*/cert' || true");
-    assert_eq!(old, "");
+        kubectl get -n fabedge serviceaccounts,jobs -o name | grep -x -e '.*/cert' || true",
+    );
     // From here on it is a release like any other.
     cluster.sh(UPGRADE);
     crate::life::uninstall(&cluster);
@@ -119,6 +120,7 @@ fn the_fixture_loses_everything_where_nothing_keeps_it() {
     let cluster = Cluster::new();
     like_0_4(&cluster);
     cluster.sh("helm uninstall -n fabedge fabedge --wait");
+    cluster.wait_for_nothing("kubectl get crd communities.fabedge.io --ignore-not-found -o name");
     let said = cluster.try_sh("kubectl get communities.fabedge.io");
     assert!(!said.works, "{}", said.text);
 }

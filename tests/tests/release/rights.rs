@@ -1,6 +1,7 @@
 //! Who may do what, asked of the API server itself.
 
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -15,6 +16,9 @@ pub type Question = (
     &'static str,
     &'static str,
 );
+
+/// How long roles may take to be in force.
+const ROLES_PATIENCE: Duration = Duration::from_secs(20);
 
 const OPERATOR: &str = "fabedge-operator";
 const CONNECTOR: &str = "fabedge-connector";
@@ -275,8 +279,21 @@ const MAY_NOT_WITHOUT_CALICO: &[Question] = &[
     ),
 ];
 
-/// Asks the server, as SubjectAccessReviews, and names every answer that is not as wanted.
+/// Asks the server until every answer is as wanted, for it judges by what its watches have shown it of roles; names those
+/// that do not become so.
 pub fn wrong_answers(cluster: &Cluster, questions: &[Question], wanted: bool) -> String {
+    let started = Instant::now();
+    loop {
+        let wrong = wrong_now(cluster, questions, wanted);
+        if wrong.is_empty() || started.elapsed() > ROLES_PATIENCE {
+            return wrong;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Asks the server, as SubjectAccessReviews, and names every answer that is not as wanted.
+fn wrong_now(cluster: &Cluster, questions: &[Question], wanted: bool) -> String {
     let mut reviews = Vec::new();
     let mut asked = Vec::new();
     for (account, verbs, resource, name, namespace) in questions {

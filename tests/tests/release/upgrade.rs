@@ -78,7 +78,6 @@ fn uncounted(objects: &BTreeMap<String, Value>) -> BTreeMap<String, Value> {
         if let Some(annotations) = metadata.get_mut("annotations") {
             // What controllers count themselves.
             let annotations = annotations.as_object_mut().unwrap();
-            annotations.remove("deployment.kubernetes.io/revision");
             annotations.remove("deprecated.daemonset.template.generation");
         }
     }

@@ -35,7 +35,7 @@ bpftool prog list >/dev/null
 bpftool version";
 
 /// How long charon may take until it answers.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Builds the images and tries each.
 ///

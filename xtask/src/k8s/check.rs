@@ -34,7 +34,7 @@ const CRD: &str = include_str!("check/crd.yaml");
 const LETTER: &str = include_str!("check/letter.yaml");
 
 /// What is asked of the control plane, each after `kubectl`, whether it works, and what is said.
-const QUESTIONS: [(&str, bool, &str); 10] = [
+const QUESTIONS: [(&str, bool, &str); 9] = [
     ("get --raw /readyz", true, "ok"),
     ("version -o json", true, "\"gitVersion\": \"v1.20.2\""),
     ("apply -f OBJECTS", true, "configmap/letter created"),
@@ -57,11 +57,6 @@ const QUESTIONS: [(&str, bool, &str); 10] = [
     ),
     ("apply -f CRD", true, "created"),
     (
-        "wait --for=condition=Established --timeout=30s -f CRD",
-        true,
-        "met",
-    ),
-    (
         "get node edge1 -o jsonpath={.status.conditions[0].reason}",
         true,
         "Simulated",
@@ -69,7 +64,9 @@ const QUESTIONS: [(&str, bool, &str); 10] = [
 ];
 
 /// The same for what controllers and the scheduler must do first: repeated until it holds.
-const IN_TIME: [(&str, &str); 5] = [
+const IN_TIME: [(&str, &str); 6] = [
+    // An error where the server has not yet written any condition.
+    ("wait --for=condition=Established --timeout=60s -f CRD", "met"),
     ("-n probe get configmap kube-root-ca.crt", "kube-root-ca.crt"),
     ("apply -f POD", "pod/guest"),
     ("-n probe get pod guest -o jsonpath={.spec.nodeName}", "edge1"),
@@ -83,13 +80,14 @@ const IN_TIME: [(&str, &str); 5] = [
 /// The test that leaves more objects than anybody wants to wait for.
 const LAST_TEST: &str = "ten_thousand";
 
+/// The test that changes Communities of a thousand nodes.
+const CHANGES_TEST: &str = "cluster::scale::a_thousand_edges_and_a_hundred_changes";
+
 /// Where the control plane listens in a namespace of its own.
 const ADDRESS_THERE: &str = "192.0.2.1";
 
-/// Longer than kubectl waits for an answer.
-const QUESTION_PATIENCE: Duration = Duration::from_secs(15);
-
-const IN_TIME_PATIENCE: Duration = Duration::from_secs(60);
+/// How long anything may take that a program of the control plane does in its time.
+const IN_TIME_PATIENCE: Duration = Duration::from_secs(180);
 
 /// Brings a control plane up, uses it, takes it down, and looks for what is left of it.
 ///
@@ -111,6 +109,34 @@ pub fn check(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
 /// When something cannot be tried at all.
 pub fn guide(places: &Places, interrupt: &Interrupt) -> Result<Counts> {
     checking(places, interrupt, |check| check.guide())
+}
+
+/// Brings a control plane up for the test of a thousand nodes, whose Communities change: it writes into `times` how long
+/// that takes.
+///
+/// # Errors
+/// When something cannot be tried, or fails.
+pub fn changes(places: &Places, times: &Path, interrupt: &Interrupt) -> Result<()> {
+    setup::ensure_kubernetes(places)?;
+    let calico = setup::calico::ensure(places)?;
+    let promtool = setup::ensure_root(places)?.join("usr/bin/promtool");
+    let programs = special::build(places, Needs::Cluster)?;
+    let counts = checking(places, interrupt, |check| {
+        check.type_xtask("up", true, "export KUBECONFIG=")?;
+        let Some(state) = State::read(&check.files.folder)? else {
+            return Ok(());
+        };
+        let test = ["--exact", CHANGES_TEST];
+        check.counts += check.run_tests(&programs, &test, &state, [&calico, &promtool], Some(times))?;
+        check.type_xtask("down", true, "is down")
+    })?;
+    if counts.failed > 0 {
+        bail!(
+            "the changes of Communities were not measured: {} checks failed",
+            counts.failed
+        );
+    }
+    Ok(())
 }
 
 fn checking(
@@ -174,14 +200,20 @@ impl Check<'_> {
             if worked { Ok(()) } else { Err(said) },
         );
         self.establish_ours(&state)?;
-        self.counts += self.run_tests(programs, &["--skip", LAST_TEST], &state, [calico, promtool])?;
+        let files = [calico, promtool];
+        self.counts += self.run_tests(programs, &["--skip", LAST_TEST], &state, files, None)?;
         // What they would do about ten thousand nodes would take minutes. Nothing else depends on them.
         for program in ["kube-controller-manager", "kube-scheduler"] {
             let started = state.programs.iter().find(|started| started.name == program);
-            started.context("a control plane without it")?.process.kill();
+            let process = &started.context("a control plane without it")?.process;
+            process.kill();
+            let killed = Instant::now();
+            while process.lives() && killed.elapsed() < IN_TIME_PATIENCE {
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
         self.type_xtask("status", false, "kube-scheduler ended by itself")?;
-        self.counts += self.run_tests(programs, &[LAST_TEST], &state, [calico, promtool])?;
+        self.counts += self.run_tests(programs, &[LAST_TEST], &state, files, None)?;
         self.type_xtask("down", true, "is down")?;
         self.nothing_is_left("nothing of it is left", &state.url)?;
         self.type_xtask("down", false, "no control plane is up")
@@ -194,6 +226,7 @@ impl Check<'_> {
         which: &[&str],
         state: &State,
         [calico, promtool]: [&Path; 2],
+        times: Option<&Path>,
     ) -> Result<Counts> {
         let mut counts = Counts::default();
         for program in programs {
@@ -210,6 +243,7 @@ impl Check<'_> {
                     "FABEDGE_OPERATOR",
                     self.places.target.join("release/fabedge-operator"),
                 );
+            tests.envs(times.map(|file| ("FABEDGE_TIMES", file)));
             counts += counted(&mut tests)?;
         }
         Ok(counts)
@@ -281,22 +315,19 @@ impl Check<'_> {
             }
         };
         let service = format!("https://{}", Services::USUAL.api);
-        let (worked, said) = outcome(&mut plane.kubectl(&[
-            "--server",
-            &service,
-            "get",
-            "endpoints",
-            "kubernetes",
-            "--output=jsonpath={.subsets[0].addresses[0].ip}",
-        ]))?;
-        self.tell(
-            "starts in a network namespace",
-            if worked && said == ADDRESS_THERE {
-                Ok(())
-            } else {
-                Err(said)
-            },
-        );
+        // The server writes them once it is ready.
+        let outcome = self.in_time(|| {
+            let (worked, said) = outcome(&mut plane.kubectl(&[
+                "--server",
+                &service,
+                "get",
+                "endpoints",
+                "kubernetes",
+                "--output=jsonpath={.subsets[0].addresses[0].ip}",
+            ]))?;
+            Ok((worked && said == ADDRESS_THERE, said))
+        })?;
+        self.tell("starts in a network namespace", outcome);
         drop(plane);
         let left = running_in(&self.folder)?;
         self.tell(
@@ -354,21 +385,35 @@ impl Check<'_> {
             self.tell(&format!("kubectl {line}"), if good { Ok(()) } else { Err(said) });
         }
         for (line, says) in IN_TIME {
-            let started = Instant::now();
-            let outcome = loop {
-                let (worked, said) = self.kubectl(state, line)?;
-                if worked && said.contains(says) {
-                    break Ok(());
-                }
-                if started.elapsed() > IN_TIME_PATIENCE {
-                    break Err(said);
-                }
-                self.interrupt.check()?;
-                std::thread::sleep(Duration::from_millis(100));
-            };
-            self.tell(&format!("kubectl {line}"), outcome);
+            self.comes_true(state, line, says)?;
         }
         Ok(())
+    }
+
+    /// Repeats a question until the answer is as it should be.
+    fn comes_true(&mut self, state: &State, line: &str, says: &str) -> Result<()> {
+        let outcome = self.in_time(|| {
+            let (worked, said) = self.kubectl(state, line)?;
+            Ok((worked && said.contains(says), said))
+        })?;
+        self.tell(&format!("kubectl {line}"), outcome);
+        Ok(())
+    }
+
+    /// Looks until it is good what one sees, or gives what was seen last.
+    fn in_time(&self, look: impl Fn() -> Result<(bool, String)>) -> Result<Result<(), String>> {
+        let started = Instant::now();
+        loop {
+            let (good, seen) = look()?;
+            if good {
+                return Ok(Ok(()));
+            }
+            if started.elapsed() > IN_TIME_PATIENCE {
+                return Ok(Err(seen));
+            }
+            self.interrupt.check()?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Where programs look for others: a helm and a kubectl of this server's version come first.
@@ -392,16 +437,14 @@ impl Check<'_> {
         }
         for file in files {
             let file = file.to_string_lossy();
-            for line in [
-                format!("apply -f {file}"),
-                format!("wait --for=condition=Established --timeout=30s -f {file}"),
-            ] {
-                let (worked, said) = self.kubectl(state, &line)?;
-                self.tell(
-                    &format!("kubectl {line}"),
-                    if worked { Ok(()) } else { Err(said) },
-                );
-            }
+            let line = format!("apply -f {file}");
+            let (worked, said) = self.kubectl(state, &line)?;
+            self.tell(
+                &format!("kubectl {line}"),
+                if worked { Ok(()) } else { Err(said) },
+            );
+            let line = format!("wait --for=condition=Established --timeout=60s -f {file}");
+            self.comes_true(state, &line, "met")?;
         }
         Ok(())
     }
@@ -414,8 +457,7 @@ impl Check<'_> {
             .context("a URL without https")?
             .parse()?;
         // A question that was on its way when its asker was killed ends by itself.
-        let started = Instant::now();
-        let left = loop {
+        let outcome = self.in_time(|| {
             let mut left = running_in(folder)?;
             if folder.exists() {
                 left.push(folder.display().to_string());
@@ -423,19 +465,9 @@ impl Check<'_> {
             if TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok() {
                 left.push(url.to_owned());
             }
-            if left.is_empty() || started.elapsed() > QUESTION_PATIENCE {
-                break left;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        };
-        self.tell(
-            name,
-            if left.is_empty() {
-                Ok(())
-            } else {
-                Err(left.join("\n"))
-            },
-        );
+            Ok((left.is_empty(), left.join("\n")))
+        })?;
+        self.tell(name, outcome);
         Ok(())
     }
 

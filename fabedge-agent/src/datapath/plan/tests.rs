@@ -45,6 +45,7 @@ fn desired() -> Datapath {
         pods: BTreeMap::from([(addr("10.9.0.2"), pod(0)), (addr("fd00:9::2"), pod(0))]),
         peers: BTreeMap::from([(1, "a.b".to_owned())]),
         hooks: BTreeSet::from([hook(3, Entry::TunnelEgress), hook(5, Entry::PodEgress)]),
+        ..Datapath::default()
     }
 }
 
@@ -56,11 +57,15 @@ fn settled() -> Actual {
         bare: false,
         loaded: true,
         routes: desired.routes,
+        compiled: true,
         pods: desired.pods,
         peers: desired.peers.into_keys().collect(),
         hooks: desired.hooks,
         dead: BTreeSet::new(),
         learned: BTreeSet::new(),
+        barred: BTreeSet::new(),
+        sas: BTreeMap::new(),
+        cpus: BTreeSet::new(),
     }
 }
 
@@ -70,11 +75,15 @@ fn nothing() -> Actual {
         bare: false,
         loaded: false,
         routes: BTreeMap::new(),
+        compiled: false,
         pods: BTreeMap::new(),
         peers: BTreeSet::new(),
         hooks: BTreeSet::new(),
         dead: BTreeSet::new(),
         learned: BTreeSet::new(),
+        barred: BTreeSet::new(),
+        sas: BTreeMap::new(),
+        cpus: BTreeSet::new(),
     }
 }
 
@@ -89,10 +98,22 @@ fn what_is_as_it_should_be_is_left_alone() {
 }
 
 #[test]
+fn routes_that_could_not_be_compiled_are_tried_again() {
+    let actual = Actual {
+        compiled: false,
+        ..settled()
+    };
+    let plan = plan(&desired(), &actual);
+    assert!(plan.compile && plan.grows() && !plan.shrinks());
+    assert_eq!((plan.load, plan.routes), (None, Changes::default()));
+}
+
+#[test]
 fn from_nothing_everything_is_made_and_pods_learn_first() {
     let plan = plan(&desired(), &nothing());
     assert_eq!(plan.load, Some(Load::Fresh));
     assert_eq!(plan.routes.set, desired().routes);
+    assert!(plan.compile);
     assert_eq!(plan.attach, desired().hooks);
     assert!(plan.pods.set.values().all(|entry| *entry == pod(POD_LEARNING)));
     assert_eq!(plan.pods.set.len(), 2);
@@ -108,6 +129,7 @@ fn a_new_agent_takes_over_without_touching_what_is_right() {
     let plan = plan(&desired(), &actual);
     assert_eq!(plan.load, Some(Load::Reuse));
     assert_eq!(plan.keep, desired().hooks);
+    assert!(plan.compile, "who knows whether the agent before us came to it");
     assert_eq!(
         (plan.routes, plan.pods, plan.peers, plan.attach, plan.detach),
         (
@@ -240,7 +262,8 @@ mod convergence {
             peers in btree_map(1..4u32, Just("a.b".to_owned()), 0..3),
             hooks in hooks(),
         ) -> Datapath {
-            if enabled { Datapath { enabled, routes, pods, peers, hooks } } else { Datapath::default() }
+            let spread = Default::default();
+            if enabled { Datapath { enabled, routes, pods, peers, hooks, spread } } else { Datapath::default() }
         }
     }
 
@@ -249,6 +272,7 @@ mod convergence {
             state in 0..3,
             loaded in any::<bool>(),
             bare in any::<bool>(),
+            compiled in any::<bool>(),
             routes in btree_map(nets(), (1..4u32).prop_map(route), 0..8),
             pods in btree_map(addresses(), (0..4u32).prop_map(pod), 0..8),
             peers in btree_set(1..4u32, 0..3),
@@ -259,7 +283,7 @@ mod convergence {
             match state {
                 0 => Actual { bare, hooks, dead, ..nothing() },
                 1 => Actual { pins: Pins::Other("ABI version 7".to_owned()), hooks, dead, ..nothing() },
-                _ => Actual { pins: Pins::Ours, bare: false, loaded, routes, pods, peers, hooks, dead, learned: BTreeSet::new() },
+                _ => Actual { pins: Pins::Ours, bare: false, loaded, compiled, routes, pods, peers, hooks, dead, learned: BTreeSet::new(), ..settled() },
             }
         }
     }
@@ -272,6 +296,7 @@ mod convergence {
             actual.bare = false;
         }
         actual.routes.extend(plan.routes.set.clone());
+        actual.compiled |= plan.compile;
         actual.pods.extend(plan.pods.set.clone());
         actual.peers.extend(plan.peers.set.keys());
         actual.hooks.extend(plan.attach.clone());
@@ -303,6 +328,7 @@ mod convergence {
             }
             prop_assert!(first.detach.iter().all(|hook| actual.hooks.contains(hook) || actual.dead.contains(hook)));
             prop_assert!(first.attach.is_disjoint(&first.detach));
+            prop_assert!(first.compile || first.routes.set.is_empty(), "what is set is also compiled");
 
             let between = carried_out(&first, actual);
             let last = carried_out(&plan(&desired, &between), between);

@@ -57,6 +57,8 @@ fn facts(links: Vec<Link>) -> Facts {
         uplinks: vec!["eth0".to_owned()],
         tunnel: TunnelKind::Xfrm,
         hops: BTreeSet::new(),
+        reception: Default::default(),
+        paths: BTreeMap::new(),
     }
 }
 
@@ -248,11 +250,11 @@ fn remains_of_pods_and_other_networks_are_left_out() {
 #[test]
 fn node_addresses_that_two_peers_claim_are_left_to_the_kernels_policies() {
     let mut config = config();
-    let mut other = config.peers[0].clone();
+    let mut other = (*config.peers[0]).clone();
     other.endpoint.name = "shanghai.connector".to_owned();
     other.endpoint.subnets = vec![net("10.240.0.0/16")];
     other.endpoint.service_subnets.clear();
-    config.peers.push(other);
+    config.peers.push(other.into());
     let desired = datapath(&config, &host(), &local(vec![]), true);
     assert!(!desired.routes.contains_key(&net("10.20.8.28/32")));
     assert_eq!(

@@ -25,7 +25,7 @@ proptest! {
         whole in net(),
         holes in proptest::collection::vec(net(), 0..4),
     ) {
-        let left = without(whole, &holes);
+        let left = without(whole, &holes.iter().copied().collect());
         for address in 0..1024 {
             let address: IpNet = Ipv4Net::from(Ipv4Addr::from(0x0a00_0000 + address)).into();
             let expected = whole.contains(&address) && !holes.iter().any(|hole| hole.contains(&address));
@@ -48,20 +48,29 @@ fn a_network_that_covers_the_underlay_does_not_refuse_esp() {
         uplinks: Vec::new(),
         tunnel: TunnelKind::Xfrm,
         hops: BTreeSet::new(),
+        reception: Default::default(),
+        paths: BTreeMap::new(),
     };
     let options = Options {
         masq_outgoing: true,
         fast_path: false,
+        spread_esp: Default::default(),
     };
     let sets = edge(&config, &facts, &options).table.unwrap().sets;
-    let closes = |address: &str| {
-        sets[&Set::Network]
+    let holds = |set: Set, address: &str| {
+        sets[&set]
             .iter()
             .any(|net| net.contains(&address.parse::<std::net::IpAddr>().unwrap()))
     };
+    let closes = |address: &str| holds(Set::Network, address);
     assert_eq!(["10.7.0.1", "10.8.0.1", "10.8.0.2"].map(closes), [false; 3]);
     assert_eq!(
         ["10.2.0.1", "10.7.0.2", "10.8.0.3", "10.255.0.1"].map(closes),
         [true; 4]
+    );
+    assert_eq!(
+        ["10.2.0.1", "10.255.0.1", "10.8.0.1", "10.8.0.2", "11.0.0.1"]
+            .map(|address| holds(Set::Guarded, address)),
+        [true, true, false, false, false]
     );
 }

@@ -1,12 +1,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fabedge_common::config::NodeConfig;
 use ipnet::IpNet;
 use proptest::prelude::*;
 
-use super::{Key, Routes, TWIN_METRIC, Target, cloud, connector, edge};
+use super::{Key, Routes, Rule, TWIN_METRIC, Target, cloud, connector, edge};
 use crate::facts::{Facts, Hop, Link, TunnelKind};
+use crate::marks;
 
 fn facts(links: &[(&str, &str)], uplinks: &[&str]) -> Facts {
     let links: BTreeMap<String, Link> = links
@@ -28,6 +30,8 @@ fn facts(links: &[(&str, &str)], uplinks: &[&str]) -> Facts {
         uplinks,
         tunnel: TunnelKind::Xfrm,
         hops: BTreeSet::new(),
+        reception: Default::default(),
+        paths: BTreeMap::new(),
     }
 }
 
@@ -73,6 +77,10 @@ fn edge_facts() -> Facts {
 /// What the kernel finds for a packet: rule after rule, in each table the longest prefix, then the best metric.
 /// None: our rules leave it to the main table.
 fn lookup(routes: &Routes, from: Option<&str>, to: &str) -> Option<Target> {
+    lookup_marked(routes, from, to, 0)
+}
+
+fn lookup_marked(routes: &Routes, from: Option<&str>, to: &str, marked: u32) -> Option<Target> {
     let to: IpAddr = to.parse().unwrap();
     let from: IpAddr = from.map_or(
         if to.is_ipv6() {
@@ -85,7 +93,7 @@ fn lookup(routes: &Routes, from: Option<&str>, to: &str) -> Option<Target> {
     routes
         .rules
         .iter()
-        .filter(|rule| rule.from.contains(&from))
+        .filter(|rule| rule.from.contains(&from) && rule.mark.is_none_or(|mark| mark == marked))
         .find_map(|rule| {
             let best = routes
                 .routes
@@ -99,7 +107,12 @@ fn lookup(routes: &Routes, from: Option<&str>, to: &str) -> Option<Target> {
 
 fn device(target: Option<Target>) -> Option<(String, Option<IpAddr>)> {
     match target {
-        Some(Target::Device { name, mtu: 1400, src }) => Some((name, src)),
+        Some(Target::Device {
+            name,
+            mtu: 1400,
+            lock: false,
+            src,
+        }) => Some((name, src)),
         _ => None,
     }
 }
@@ -160,7 +173,7 @@ fn families_without_routes_have_no_rules() {
     config
         .peers
         .iter_mut()
-        .for_each(|peer| v4(&mut peer.endpoint.subnets));
+        .for_each(|peer| v4(&mut Arc::make_mut(peer).endpoint.subnets));
     let routes = edge(&config, &edge_facts());
     assert_eq!(routes.rules.len(), 2);
     assert!(routes.rules.iter().all(|rule| matches!(rule.from, IpNet::V4(_))));
@@ -421,4 +434,60 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_measured_path_narrows_the_routes_through_its_tunnel() {
+    let mut facts = edge_facts();
+    facts
+        .paths
+        .insert(fabedge_common::abi::reqid("c.connector"), 1218);
+    let mut config = edge_document();
+    let mtu =
+        |config: &NodeConfig, from: Option<&str>, to: &str| match lookup(&edge(config, &facts), from, to) {
+            Some(Target::Device { mtu, lock, .. }) => (mtu, lock),
+            other => panic!("{other:?}"),
+        };
+    assert_eq!(mtu(&config, None, "10.2.3.4"), (1218, false));
+    assert_eq!(mtu(&config, Some("10.1.1.9"), "10.8.0.2"), (1218, false));
+    assert_eq!(mtu(&config, None, "10.1.2.9"), (1218, false), "relayed");
+    assert_eq!(
+        mtu(&config, None, "fd00:2::9"),
+        (1280, false),
+        "relayed: another tunnel follows"
+    );
+    Arc::make_mut(&mut config.peers[0])
+        .endpoint
+        .subnets
+        .push("fd00:9::/64".parse().unwrap());
+    assert_eq!(mtu(&config, None, "fd00:9::9"), (1280, true));
+    Arc::make_mut(&mut config.peers[1]).via = fabedge_common::config::Via::Direct;
+    assert_eq!(
+        mtu(&config, None, "10.1.2.9"),
+        (1400, false),
+        "a tunnel of its own"
+    );
+}
+
+#[test]
+fn what_measures_a_narrow_path_is_not_held_to_its_mtu() {
+    let mut facts = edge_facts();
+    let config = edge_document();
+    let probe_rules = |facts: &Facts| {
+        let routes = edge(&config, facts);
+        let probe = |rule: &&Rule| rule.table == marks::PROBE_TABLE;
+        routes.rules.iter().filter(probe).count()
+    };
+    let reqid = fabedge_common::abi::reqid("c.connector");
+    facts.paths.insert(reqid, 1400);
+    assert_eq!(probe_rules(&facts), 0, "every lookup would ask them");
+    facts.paths.insert(reqid, 1218);
+    assert_eq!(probe_rules(&facts), 2);
+    let routes = edge(&config, &facts);
+    for to in ["10.2.3.4", "10.8.0.2", "fd00:2::9"] {
+        let probe = lookup_marked(&routes, None, to, marks::PROBE_MARK);
+        assert_eq!(device(probe), Some(("fabedge0".to_owned(), None)), "{to}");
+    }
+    facts.tunnel = TunnelKind::Libipsec;
+    assert_eq!(probe_rules(&facts), 0, "a TUN device asks no route");
 }

@@ -26,6 +26,8 @@ fn facts() -> Facts {
         uplinks: vec!["eth0".to_owned()],
         tunnel: TunnelKind::Xfrm,
         hops: BTreeSet::new(),
+        reception: Default::default(),
+        paths: BTreeMap::new(),
     }
 }
 

@@ -58,7 +58,7 @@ fn document(endpoint: Endpoint, peers: Vec<Peer>) -> NodeConfig {
         version: 1,
         generation: 1,
         endpoint,
-        peers,
+        peers: peers.into_iter().map(Into::into).collect(),
         network_subnets: Vec::new(),
         mediator: None,
     }
@@ -72,6 +72,8 @@ fn desired(config: &NodeConfig, tunnel: TunnelKind) -> Tunnels {
             uplinks: Vec::new(),
             tunnel,
             hops: BTreeSet::new(),
+            reception: Default::default(),
+            paths: BTreeMap::new(),
         },
     )
 }

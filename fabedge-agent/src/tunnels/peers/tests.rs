@@ -99,7 +99,7 @@ fn who_showed_a_revoked_certificate_and_who_may_have_is_barred() {
                 local: BTreeSet::new(),
                 remote: BTreeSet::new(),
             };
-            (format!("fabedge-{peer}"), connection)
+            (format!("fabedge-{peer}"), connection.into())
         })
         .collect();
     let ike = |id, peer: &str, state| Ike {

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -59,7 +60,7 @@ fn desired(connections: &[(&str, Connection)]) -> Tunnels {
     Tunnels {
         connections: connections
             .iter()
-            .map(|(name, c)| ((*name).to_owned(), c.clone()))
+            .map(|(name, c)| ((*name).to_owned(), Arc::new(c.clone())))
             .collect(),
         problems: Vec::new(),
     }
@@ -200,22 +201,22 @@ fn charon_is_not_asked_twice() {
         state: IkeState::Connecting,
         ..ike(1, NAME, Vec::new())
     };
-    assert_eq!(need(NAME, &c, &[]), Need::Initiation);
-    assert_eq!(need(NAME, &c, &[connecting]), Need::Patience);
+    assert_eq!(need(&c, &[]), Need::Initiation);
+    assert_eq!(need(&c, &[&connecting]), Need::Patience);
     let creating = Ike {
         creating: true,
         ..ike(1, NAME, Vec::new())
     };
-    assert_eq!(need(NAME, &c, &[creating]), Need::Patience);
+    assert_eq!(need(&c, &[&creating]), Need::Patience);
     let leaving = Ike {
         state: IkeState::Leaving,
         ..ike(1, NAME, vec![child(1, &c)])
     };
-    assert_eq!(need(NAME, &c, &[leaving]), Need::Initiation);
+    assert_eq!(need(&c, &[&leaving]), Need::Initiation);
 }
 
 /// A random world: desired peers, and SAs of ours (wanted, stale) and of others.
-fn world() -> impl Strategy<Value = (Tunnels, BTreeMap<String, Connection>, Actual)> {
+fn world() -> impl Strategy<Value = (Tunnels, Connections, Actual)> {
     let peers = proptest::collection::btree_map(0u8..5, (0u8..3, any::<bool>()), 0..5);
     let loaded = proptest::collection::btree_map(0u8..5, 0u8..3, 0..5);
     let states = prop_oneof![
@@ -236,14 +237,14 @@ fn world() -> impl Strategy<Value = (Tunnels, BTreeMap<String, Connection>, Actu
         let wanted = Tunnels {
             connections: peers
                 .iter()
-                .map(|(p, (v, i))| (name(*p), connection(*p, *v, *i)))
+                .map(|(p, (v, i))| (name(*p), Arc::new(connection(*p, *v, *i))))
                 .collect(),
             problems: Vec::new(),
         };
         let initiate = |peer: u8| peers.get(&peer).is_some_and(|(_, initiate)| *initiate);
         let loaded: BTreeMap<_, _> = loaded
             .iter()
-            .map(|(p, v)| (name(*p), connection(*p, *v, initiate(*p))))
+            .map(|(p, v)| (name(*p), Arc::new(connection(*p, *v, initiate(*p)))))
             .collect();
         let mut next = 0;
         let ikes = ikes

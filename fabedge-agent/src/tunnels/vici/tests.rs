@@ -201,3 +201,23 @@ proptest! {
         drop(decode::<ListSa>("list-sas", &bytes));
     }
 }
+
+#[tokio::test]
+async fn a_full_queue_is_waited_for() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, accept, bind, connect, listen, socket};
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("charon.vici");
+    let stream = || socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let address = SocketAddrUnix::new(&path).unwrap();
+    let listener = stream();
+    bind(&listener, &address).unwrap();
+    // Room for one.
+    listen(&listener, 0).unwrap();
+    let first = stream();
+    connect(&first, &address).unwrap();
+    let second = tokio::spawn(async move { Connection::open(&path).await.map(drop) });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!second.is_finished());
+    accept(&listener).unwrap();
+    second.await.unwrap().unwrap();
+}

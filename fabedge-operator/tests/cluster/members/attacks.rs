@@ -158,9 +158,10 @@ fn the_beginning_of_a_name_is_not_the_name() {
             )
             .await;
         let line = "GET /api/endpoints-and-communities";
+        let hears = async || beijing.call(line, &[], "").await.json();
         host.world
-            .wait_until("beijing hears of it", async || {
-                beijing.call(line, &[], "").await.json()["communities"]["prefix-both"].is_array()
+            .wait_to_see("beijing hears of it", hears, |heard| {
+                heard["communities"]["prefix-both"].is_array()
             })
             .await;
         let heard = bei.call(line, &[], "").await.json();

@@ -101,6 +101,11 @@ impl Client {
 
     /// Sends what is given as it is. A server that has seen enough answers before it has read all.
     pub async fn raw(&self, parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> io::Result<Reply> {
+        let reply = tokio::time::timeout(PATIENCE, self.exchange(parts)).await;
+        reply.unwrap_or_else(|_| panic!("no answer within {PATIENCE:?}"))
+    }
+
+    async fn exchange(&self, parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> io::Result<Reply> {
         let (mut from, mut to) = tokio::io::split(self.connect().await?);
         let send = async {
             for part in parts {

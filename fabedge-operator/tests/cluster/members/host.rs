@@ -1,6 +1,6 @@
 //! A host with members, and with its secrets at hand: what an attacker would have to have, the tests make themselves.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use fabedge_operator::api::Cluster;
 use fabedge_operator::federation::caller::{client_name, server_name};
@@ -17,13 +17,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::client::{Client, Identity};
-use crate::cluster::world::World;
-
-/// A port that nobody has now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
+use crate::cluster::world::{World, free_port};
 
 pub struct Host {
     pub world: World,
@@ -81,10 +75,9 @@ impl Host {
                 .await;
             for member in members {
                 let client = host.member(member);
+                let asked = async || client.call("GET /api/cidrs", &[], "").await;
                 host.world
-                    .wait_until("a member is known", async || {
-                        client.call("GET /api/cidrs", &[], "").await.status == 200
-                    })
+                    .wait_to_see("a member is known", asked, |reply| reply.status == 200)
                     .await;
             }
         });

@@ -8,8 +8,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use super::host::free_port;
-use crate::cluster::world::World;
+use crate::cluster::world::{World, free_port};
 
 struct Member {
     /// `<world>-<name>`: the name of its Cluster.
@@ -66,7 +65,7 @@ impl Member {
             "-s",
             "-S",
             "-m",
-            "10",
+            "60",
             "-o",
             "reply",
             "-w",
@@ -166,11 +165,7 @@ fn a_cluster_registers_by_its_token_and_reports_its_connector() {
         report(json!([endpoint(name, "192.168.64.0/18"), endpoint(world.name, "10.99.0.0/24")]));
         assert_eq!(member.call(&put, "/api/cluster"), 400);
         assert!(member.reply().contains("spec.endpoints[1]"), "{}", member.reply());
-        world
-            .wait_until("what is left out is told", async || {
-                world.has_event("Cluster", "beijing", "Warning", "spec.endpoints[1]").await
-            })
-            .await;
+        world.wait_for_event(("Cluster", "beijing"), "Warning", "spec.endpoints[1]").await;
         report(json!([endpoint(name, "192.168.64.0/18")]));
         assert_eq!(member.call(&put, "/api/cluster"), 204, "{}", member.reply());
         let spec = clusters.get(name).await.unwrap().spec;
@@ -205,16 +200,22 @@ fn a_cluster_registers_by_its_token_and_reports_its_connector() {
                 peers().await == [format!("{name}.connector")]
             })
             .await;
-        assert_eq!(member.call(&tls, "/api/endpoints-and-communities"), 200);
-        let news: serde_json::Value = serde_json::from_str(&member.reply()).unwrap();
-        assert_eq!(news["endpoints"][0]["name"], format!("{}.connector", world.name));
+        // Members are told once the documents are written.
+        let news = async || {
+            assert_eq!(member.call(&tls, "/api/endpoints-and-communities"), 200);
+            serde_json::from_str(&member.reply()).unwrap()
+        };
+        let own = format!("{}.connector", world.name);
+        world
+            .wait_to_see("the member is told", news, |news: &serde_json::Value| news["endpoints"][0]["name"] == own)
+            .await;
         assert_eq!(member.call(&tls, "/api/cidrs"), 200);
         assert!(member.reply().contains("10.0.0.0/8"), "{}", member.reply());
 
         // Gone from here: its certificate opens nothing, and its tunnel ends.
         clusters.delete(name, &Default::default()).await.unwrap();
         world
-            .wait_until("it is forgotten", async || member.call(&tls, "/api/cidrs") == 404)
+            .wait_to_see("it is forgotten", async || member.call(&tls, "/api/cidrs"), |status| *status == 404)
             .await;
         world
             .wait_until("the connector has no peer", async || peers().await.is_empty())

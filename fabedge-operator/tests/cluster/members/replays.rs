@@ -71,29 +71,25 @@ async fn is_told(host: &Host, client: &Client, member: &str, teller: &str) {
         )
         .await;
     let line = "GET /api/endpoints-and-communities";
-    host.world
-        .wait_until("both connectors are told", async || {
-            let told = go(client, line, Some(&cluster), &[], "").await.json();
-            told["endpoints"]
-                .as_array()
-                .is_some_and(|endpoints| endpoints.len() == 2)
-        })
+    let community = format!("{}-connectors", host.world.name);
+    let asked = async || go(client, line, Some(&cluster), &[], "").await;
+    let both = |reply: &Reply| {
+        let told = reply.json();
+        let count = |list: &Value| list.as_array().map_or(0, Vec::len);
+        count(&told["endpoints"]) == 2 && count(&told["communities"][&community]) == 3
+    };
+    let told = host
+        .world
+        .wait_to_see("both connectors are told", asked, both)
         .await;
-    let told = go(client, line, Some(&cluster), &[], "").await;
     assert_eq!(told.header("content-type"), Some("application/json"));
     let told = told.json();
-    let community = format!("{}-connectors", host.world.name);
-    assert_eq!(
-        told["communities"][&community].as_array().unwrap().len(),
-        3,
-        "{told}"
-    );
     let other = told["endpoints"]
         .as_array()
         .unwrap()
         .iter()
         .find(|one| one["name"] == name.as_str())
-        .unwrap();
+        .unwrap_or_else(|| panic!("{name} is not among {told}"));
     assert_eq!(other["id"], format!("C=CN, O=fabedge.io, CN={name}"));
     assert_eq!(other["type"], "Connector");
     assert!(
@@ -235,13 +231,9 @@ fn members_of_earlier_versions_are_served() {
             .delete("replays-old", &Default::default())
             .await
             .unwrap();
+        let asked = async || go(&old, "GET /api/cidrs", Some("replays-old"), &[], "").await;
         host.world
-            .wait_until("it is not known any more", async || {
-                go(&old, "GET /api/cidrs", Some("replays-old"), &[], "")
-                    .await
-                    .status
-                    == 404
-            })
+            .wait_to_see("it is not known any more", asked, |reply| reply.status == 404)
             .await;
         let list = json!([endpoint("replays-old", "192.168.0.0/24", Some("Connector"))]).to_string();
         assert_eq!(

@@ -90,34 +90,27 @@ fn what_is_not_its_own_is_left_out_and_told_and_the_rest_is_taken() {
         assert_eq!(taken().await.spec.cidrs, ["192.168.0.0/18"]);
 
         // Told to the host's administrator, too.
+        let cluster = ("Cluster", "beijing");
         host.world
-            .wait_until("an Event tells", async || {
-                host.world
-                    .has_event("Cluster", "beijing", "Warning", "spec.cidrs[1]")
-                    .await
-            })
+            .wait_for_event(cluster, "Warning", "spec.cidrs[1]")
             .await;
+        let accepted = ("beijing", "Accepted");
         host.world
-            .wait_until("a condition tells", async || {
-                let conditions = taken().await.status.unwrap_or_default().conditions;
-                conditions.iter().any(|condition| {
-                    condition.kind == "Accepted" && condition.message.contains("spec.cidrs[1]")
-                })
+            .wait_until_cluster_told("a condition tells", accepted, |text| {
+                text.contains("spec.cidrs[1]")
             })
             .await;
         // And no more, once it is mended.
         let body = put(json!([good]), json!(["192.168.0.0/18"]));
         assert_eq!(beijing.call("PUT /api/cluster", &[], &body).await.status, 204);
         host.world
-            .wait_until("the condition is good", async || {
-                let conditions = taken().await.status.unwrap_or_default().conditions;
-                !conditions
-                    .iter()
-                    .any(|condition| condition.message.contains("spec.cidrs"))
+            .wait_until_cluster_told("the condition is good", accepted, |text| {
+                text.starts_with("True") && !text.contains("spec.cidrs")
             })
             .await;
 
         // What is no report at all changes nothing.
+        host.world.silence().await;
         let before = taken().await.metadata.resource_version;
         for body in [
             "",

@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use fabedge_common::abi::{Route, map};
+use fabedge_agent::datapath::tables::Tables;
+use fabedge_common::abi::{Route, fib, map};
 use ipnet::IpNet;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -27,7 +30,7 @@ pub enum Lookup {
     Trie,
     /// The kernel's hash, with the right prefix for a key.
     Hash,
-    /// Whatever the fast path asks.
+    /// The forwarding table, which the fast path asks.
     Ours,
 }
 
@@ -40,7 +43,7 @@ impl Lookup {
         match self {
             Self::Trie => "LPM trie",
             Self::Hash => "hash",
-            Self::Ours => "fast path",
+            Self::Ours => "forwarding table",
         }
     }
 
@@ -87,11 +90,13 @@ impl Tested {
             Family::Ipv6 => fill6(&mut ebpf, prefixes)?,
         }
         peers(&mut ebpf, prefixes)?;
-        Ok(Self {
+        let mut tested = Self {
             ebpf,
             family,
             packet: packet(family),
-        })
+        };
+        tested.replace(prefixes)?;
+        Ok(tested)
     }
 
     /// Time of one run of a program, which takes its destinations from the first `draws`.
@@ -142,28 +147,63 @@ impl Tested {
         Ok(result.duration.as_nanos() as f64)
     }
 
-    /// Memory of a map as the kernel states it.
+    /// Compiles the routes into the table that programs read, as the agent does; how many milliseconds that takes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn replace(&mut self, prefixes: &Prefixes) -> Result<f64> {
+        let began = Instant::now();
+        let grace = Tables::new(|name| match self.ebpf.map(name) {
+            Some(Map::ArrayOfMaps(data)) => MapData::from_id(data.info()?.id()),
+            _ => Err(MapError::KeyNotFound),
+        })?
+        .replace(self.slot(), &prefixes.routes)?;
+        if let Some(grace) = grace {
+            grace.end();
+        }
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    }
+
+    fn slot(&self) -> u32 {
+        match self.family {
+            Family::Ipv4 => fib::IPV4,
+            Family::Ipv6 => fib::IPV6,
+        }
+    }
+
+    /// Memory of a table as the kernel states it.
     ///
     /// # Errors
     /// When it does not.
     pub fn kibibytes(&mut self, lookup: Lookup) -> Result<f64> {
         let name = match (lookup, self.family) {
-            (Lookup::Trie | Lookup::Ours, Family::Ipv4) => map::ROUTES4,
-            (Lookup::Trie | Lookup::Ours, Family::Ipv6) => map::ROUTES6,
+            (Lookup::Trie, Family::Ipv4) => map::ROUTES4,
+            (Lookup::Trie, Family::Ipv6) => map::ROUTES6,
             (Lookup::Hash, Family::Ipv4) => "hash4",
             (Lookup::Hash, Family::Ipv6) => "hash6",
+            (Lookup::Ours, _) => return self.kibibytes_of_table(),
         };
         match self.ebpf.map(name).context("a map is missing")? {
             Map::LpmTrie(data) | Map::HashMap(data) => memory(data),
             _ => bail!("{name} is another kind of map"),
         }
     }
+
+    fn kibibytes_of_table(&mut self) -> Result<f64> {
+        let slot = self.slot();
+        let pages: ArrayOfMaps<_, MapData> = get(&mut self.ebpf, map::FIB)?;
+        let mut sum = memory(&pages.get(&slot, 0)?)?;
+        let blocks: ArrayOfMaps<_, MapData> = get(&mut self.ebpf, map::FIB_BLOCKS)?;
+        for block in 0..blocks.len() {
+            if let Ok(block) = blocks.get(&block, 0) {
+                sum += memory(&block)?;
+            }
+        }
+        Ok(sum)
+    }
 }
 
-fn get<'a, M: TryFrom<&'a mut Map, Error = aya::maps::MapError>>(
-    ebpf: &'a mut Ebpf,
-    name: &str,
-) -> Result<M> {
+fn get<'a, M: TryFrom<&'a mut Map, Error = MapError>>(ebpf: &'a mut Ebpf, name: &str) -> Result<M> {
     let map = ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
     M::try_from(map).with_context(|| format!("the map {name}"))
 }
@@ -190,18 +230,16 @@ fn fill4(ebpf: &mut Ebpf, prefixes: &Prefixes) -> Result<()> {
     let mut trie: LpmTrie<_, [u8; 4], [u32; 5]> = get(ebpf, map::ROUTES4)?;
     for (net, route) in &prefixes.routes {
         if let IpNet::V4(net) = net {
-            trie.insert(
-                &Key::new(net.prefix_len().into(), net.network().octets()),
-                value(route),
-                0,
-            )?;
+            let key = Key::new(net.prefix_len().into(), net.network().octets());
+            patiently(|| trie.insert(&key, value(route), 0))?;
         }
     }
     let mut hash: HashMap<_, [u32; 2], [u32; 5]> = get(ebpf, "hash4")?;
     for (net, route) in &prefixes.routes {
         if let IpNet::V4(net) = net {
             let network = word(net.network().to_bits().into(), 0);
-            hash.insert([network, net.prefix_len().into()], value(route), 0)?;
+            let key = [network, net.prefix_len().into()];
+            patiently(|| hash.insert(key, value(route), 0))?;
         }
     }
     let mut draws: Array<_, [u32; 3]> = get(ebpf, "draws4")?;
@@ -224,18 +262,16 @@ fn fill6(ebpf: &mut Ebpf, prefixes: &Prefixes) -> Result<()> {
     let mut trie: LpmTrie<_, [u8; 16], [u32; 5]> = get(ebpf, map::ROUTES6)?;
     for (net, route) in &prefixes.routes {
         if let IpNet::V6(net) = net {
-            trie.insert(
-                &Key::new(net.prefix_len().into(), net.network().octets()),
-                value(route),
-                0,
-            )?;
+            let key = Key::new(net.prefix_len().into(), net.network().octets());
+            patiently(|| trie.insert(&key, value(route), 0))?;
         }
     }
     let mut hash: HashMap<_, [u32; 5], [u32; 5]> = get(ebpf, "hash6")?;
     for (net, route) in &prefixes.routes {
         if let IpNet::V6(net) = net {
             let [a, b, c, d] = words(net.network().to_bits());
-            hash.insert([a, b, c, d, net.prefix_len().into()], value(route), 0)?;
+            let key = [a, b, c, d, net.prefix_len().into()];
+            patiently(|| hash.insert(key, value(route), 0))?;
         }
     }
     let mut draws: Array<_, [u32; 9]> = get(ebpf, "draws6")?;
@@ -274,10 +310,29 @@ fn peers(ebpf: &mut Ebpf, prefixes: &Prefixes) -> Result<()> {
     let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
     let mut peers: PerCpuHashMap<_, u32, [u64; 4]> = get(ebpf, map::PEERS)?;
     for route in prefixes.routes.values() {
-        let zeros = PerCpuValues::try_from(vec![[0_u64; 4]; cpus])?;
-        peers.insert(route.reqid, zeros, 0)?;
+        let insert = || {
+            let zeros = PerCpuValues::try_from(vec![[0_u64; 4]; cpus])?;
+            peers.insert(route.reqid, zeros, 0)
+        };
+        patiently(insert)?;
     }
     Ok(())
+}
+
+/// Has the kernel insert something once it has memory at hand: maps that grow by the entry do not wait for it, and tens of
+/// thousands at once are more than it keeps ready.
+fn patiently(mut insert: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
+    let missing = |error: &MapError| match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOMEM),
+        _ => false,
+    };
+    for _ in 0..200 {
+        match insert() {
+            Err(error) if missing(&error) => thread::sleep(Duration::from_millis(5)),
+            done => return done,
+        }
+    }
+    insert()
 }
 
 /// A UDP datagram in a frame; the programs write the addresses.

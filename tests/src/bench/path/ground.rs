@@ -16,7 +16,12 @@ use crate::lab::wait_until;
 use crate::place::Place;
 use crate::probe::icmp;
 use crate::scenarios::product::CONVERGENCE;
+use crate::world::network::like_a_nic;
 use crate::world::{self, World};
+
+/// The agent's bridge, and charon's TUN device.
+const BRIDGE: &str = "br-fabedge";
+const LIBIPSEC_DEVICE: &str = "ipsec0";
 
 /// The router between the nodes.
 pub const WAN: &str = "wan";
@@ -63,6 +68,11 @@ impl Node {
         format!("w{}", self.number)
     }
 
+    /// The router's interface on the node's second link, where a plain device stands for a tunnel.
+    fn plain_link(self) -> String {
+        format!("p{}", self.number)
+    }
+
     /// The prefix of its pods.
     pub fn pods(self) -> String {
         format!("10.233.{}.0/24", 65 + self.number)
@@ -86,6 +96,8 @@ pub struct Settings {
     pub documents: PathBuf,
     /// Whether the rules of others are in the nodes' iptables, and see bridged packets too.
     pub rules: bool,
+    /// Whether packets that nothing hides go by a link between the nodes, past the router.
+    pub direct: bool,
 }
 
 /// What kube-proxy and others have in a node's iptables.
@@ -98,6 +110,10 @@ pub struct Ground {
     pub world: World,
     /// Programs that run in it.
     pub daemons: Vec<Daemon>,
+    /// The router's interface by which packets of the first pod arrive.
+    pub link: String,
+    /// Whether packets that nothing hides go past the router.
+    direct: bool,
 }
 
 impl Ground {
@@ -122,7 +138,7 @@ impl Ground {
             Ok(())
         };
         let world = World::build_of(&[WAN], &sites, |places| connect(places, false), furnish)?;
-        let ground = Self::new(world);
+        let ground = Self::new(world, settings.direct);
         let filter = format!("net/bridge/bridge-nf-call-iptables={}", u8::from(settings.rules));
         for node in NODES {
             ground.node(node)?.sysctl(&[&filter])?;
@@ -140,13 +156,15 @@ impl Ground {
     pub fn of_pods() -> Result<Self> {
         let routers = [WAN, PODS[0], PODS[1]];
         let world = World::build_of(&routers, &[], |places| connect(places, true), |_| Ok(()))?;
-        Ok(Self::new(world))
+        Ok(Self::new(world, false))
     }
 
-    fn new(world: World) -> Self {
+    fn new(world: World, direct: bool) -> Self {
         Self {
             world,
             daemons: Vec::new(),
+            link: NODES[0].link(),
+            direct,
         }
     }
 
@@ -221,6 +239,85 @@ impl Ground {
         Ok(())
     }
 
+    /// Lays a link between the nodes, with this name on both.
+    ///
+    /// # Errors
+    /// When `ip` or `ethtool` refuses.
+    pub fn lay_direct_link(&self, name: &str) -> Result<()> {
+        let [first, second] = NODES;
+        self.wan()?.ip(&format!(
+            "link add {name} netns {} type veth peer name {name} netns {}",
+            first.name, second.name
+        ))?;
+        for node in NODES {
+            let place = self.node(node)?;
+            like_a_nic(place, name)?;
+            place.ip(&format!("link set {name} up"))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a link to the router, or to the other node, where each node has the TUN device of its charon, and under that
+    /// one's name: what the agent takes for a tunnel encrypts nothing then.
+    ///
+    /// # Errors
+    /// When `ip` or `ethtool` refuses.
+    pub fn lay_plain_links(&mut self) -> Result<()> {
+        for node in NODES {
+            self.node(node)?.ip(&format!(
+                "link set {LIBIPSEC_DEVICE} down\nlink set {LIBIPSEC_DEVICE} name idle0"
+            ))?;
+        }
+        if self.direct {
+            return self.lay_direct_link(LIBIPSEC_DEVICE);
+        }
+        for node in NODES {
+            let (place, wan, link) = (self.node(node)?, self.wan()?, node.plain_link());
+            wan.ip(&format!(
+                "link add {link} type veth peer name {LIBIPSEC_DEVICE} netns {}\nlink set {link} up",
+                node.name
+            ))?;
+            place.ip(&format!("link set {LIBIPSEC_DEVICE} up"))?;
+            like_a_nic(place, LIBIPSEC_DEVICE)?;
+            router_end(wan, &link)?;
+        }
+        self.link = NODES[0].plain_link();
+        Ok(())
+    }
+
+    /// Has nodes and router know each other on those links, once there are bridges: a tunnel device has no link header, so
+    /// the fast path leaves it as it is, addressed to the bridge.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn join_plain_links(&self) -> Result<()> {
+        let address = |place: &Place, link: &str| {
+            let text = place.must(&["cat", &format!("/sys/class/net/{link}/address")])?;
+            anyhow::Ok(text.trim().to_owned())
+        };
+        for (index, node) in NODES.into_iter().enumerate() {
+            let (place, wan, link) = (self.node(node)?, self.wan()?, node.plain_link());
+            let peer = NODES[1 - index];
+            let (bridge, own) = (address(place, BRIDGE)?, address(place, LIBIPSEC_DEVICE)?);
+            place.ip(&format!(
+                "neigh replace {} lladdr {bridge} dev {LIBIPSEC_DEVICE} nud permanent",
+                peer.pod()
+            ))?;
+            if self.direct {
+                self.node(peer)?
+                    .ip(&format!("link set {LIBIPSEC_DEVICE} address {bridge}"))?;
+                continue;
+            }
+            wan.ip(&format!(
+                "link set {link} address {bridge}\nneigh replace {} lladdr {own} dev {link} nud permanent\n\
+                 route replace {} dev {link}",
+                node.pod(),
+                node.pods()
+            ))?;
+        }
+        Ok(())
+    }
+
     /// Has the router know the way to the pods themselves, for packets that nothing hides.
     ///
     /// # Errors
@@ -265,6 +362,10 @@ fn connect(places: &BTreeMap<String, Place>, pods: bool) -> Result<()> {
     }
     let wan = &places[WAN];
     wan.ip(&links)?;
+    for (index, node) in NODES.iter().enumerate() {
+        like_a_nic(&places[name(index)], "eth0")?;
+        router_end(wan, &node.link())?;
+    }
     wan.sysctl(&["net/ipv4/ip_forward=1", "net/ipv6/conf/all/disable_ipv6=1"])?;
     wan.ip(&router)?;
     for (index, node) in NODES.iter().enumerate() {
@@ -282,5 +383,12 @@ fn connect(places: &BTreeMap<String, Place>, pods: bool) -> Result<()> {
             node.gateway()
         ))?;
     }
+    Ok(())
+}
+
+/// The router's end of a link sends as a NIC does, but does no GRO: it is another machine, which has nothing loaded that
+/// would look into ESP.
+fn router_end(wan: &Place, link: &str) -> Result<()> {
+    wan.must(&["ethtool", "-K", link, "tso", "off"])?;
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::place::Place;
 /// Where datagrams are received.
 const PORT: u16 = 9999;
 /// Bytes of an IPv4 and a UDP header.
-const HEADERS: usize = 28;
+pub const HEADERS: usize = 28;
 /// How many datagrams are on the way at once when they go one way.
 const BURST: usize = 16;
 /// How often nothing may have arrived before a datagram counts as lost.

@@ -34,8 +34,8 @@ pub const SLOW: &str = "slow path";
 pub const FAST: &str = "fast path";
 /// WireGuard between the nodes.
 pub const WIREGUARD: &str = "WireGuard";
-/// The floor and the predecessor's without encryption.
-pub const PLAIN: [&str; 2] = ["plain floor", "plain classic"];
+/// The floor, the predecessor's and ours without encryption.
+pub const PLAIN: [&str; 3] = ["plain floor", "plain classic", "plain fast path"];
 
 /// All modes.
 pub const MODES: &[Mode] = &[
@@ -87,6 +87,13 @@ pub const MODES: &[Mode] = &[
         encrypted: false,
         set_up: |settings| classic(settings, false),
         check: |_, _| Ok(()),
+    },
+    Mode {
+        name: PLAIN[2],
+        nodes: true,
+        encrypted: false,
+        set_up: product::set_up_in_the_clear,
+        check: went_fast,
     },
 ];
 
@@ -149,6 +156,9 @@ fn floor(encrypted: bool) -> Result<Ground> {
 /// peer, pods to pods, pods to the other's node and back, each with states and policies of its own.
 fn classic(settings: &Settings, encrypted: bool) -> Result<Ground> {
     let mut ground = Ground::of_nodes(settings)?;
+    if settings.direct && !encrypted {
+        ground.lay_direct_link(DIRECT)?;
+    }
     for (index, node) in NODES.into_iter().enumerate() {
         let peer = NODES[1 - index];
         let place = ground.node(node)?;
@@ -159,11 +169,17 @@ fn classic(settings: &Settings, encrypted: bool) -> Result<Ground> {
         }
         place.must_with(&["ipset", "restore"], &set)?;
         ground.load(node, CLASSIC_RULES)?;
-        let mut lines = format!(
-            "rule add pref 220 lookup 220\nroute add {} via {} table 220\n",
-            peer.pods(),
-            node.gateway()
-        );
+        let direct = settings.direct && !encrypted;
+        let mut lines = "rule add pref 220 lookup 220\n".to_owned();
+        if direct {
+            lines += &format!(
+                "addr add {} peer {} dev {DIRECT}\n",
+                node.address(),
+                peer.address()
+            );
+        }
+        let next_hop = if direct { peer.address() } else { node.gateway() };
+        lines += &format!("route add {} via {next_hop} table 220\n", peer.pods());
         if encrypted {
             let own_node = node.address().to_string();
             let pairs = [
@@ -188,6 +204,9 @@ fn classic(settings: &Settings, encrypted: bool) -> Result<Ground> {
     }
     Ok(ground)
 }
+
+/// The link between the nodes, where there is one.
+const DIRECT: &str = "eth1";
 
 const CLASSIC_RULES: &str = include_str!("classic.rules");
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use fabedge_common::abi::POD_LEARNING;
 
 use super::ground::{Ground, NODES, PODS, Settings};
@@ -21,6 +21,9 @@ use crate::world::addresses::Role;
 /// The nodes, their Community and the facts of their cluster.
 const CLUSTER: &str = include_str!("cluster.yaml");
 
+/// Kernel modules that the agent has the kernel load, and that others would profit from.
+pub const OFFLOADS: [&str; 2] = ["esp4_offload", "esp6_offload"];
+
 /// Where the programs are.
 const PROGRAMS: &str = "/host";
 
@@ -29,10 +32,26 @@ const PROGRAMS: &str = "/host";
 /// # Errors
 /// When it fails.
 pub fn documents(folder: &Path) -> Result<PathBuf> {
+    documents_of(folder, CLUSTER)
+}
+
+/// The same with more nodes, whose pods are in the lower half of 10.0.0.0/8.
+///
+/// # Errors
+/// When the operator fails.
+pub fn more_documents(folder: &Path, nodes: &str) -> Result<PathBuf> {
+    let ranges = "clusterCIDR:\n";
+    documents_of(
+        folder,
+        &(CLUSTER.replace(ranges, &format!("{ranges}  - 10.0.0.0/9\n")) + nodes),
+    )
+}
+
+fn documents_of(folder: &Path, manifests_text: &str) -> Result<PathBuf> {
     let (manifests, documents) = (folder.join("manifests"), folder.join("documents"));
     fs::create_dir_all(&manifests).with_context(|| format!("making {}", manifests.display()))?;
     let file = manifests.join("cluster.yaml");
-    fs::write(&file, CLUSTER).with_context(|| format!("writing {}", file.display()))?;
+    fs::write(&file, manifests_text).with_context(|| format!("writing {}", file.display()))?;
     let mut operator = Command::new(format!("{PROGRAMS}/fabedge-operator"));
     operator
         .args(["standalone", "--once", "--out"])
@@ -41,25 +60,55 @@ pub fn documents(folder: &Path) -> Result<PathBuf> {
     Ok(documents)
 }
 
-/// Brings the product up, with the fast path or without.
+/// Brings the product up, with the fast path or without, and has its programs stand still.
 ///
 /// # Errors
 /// When something does not come up.
 pub fn set_up(settings: &Settings, fast_path: Switch) -> Result<Ground> {
     let mut ground = Ground::of_nodes(settings)?;
+    start(&mut ground, Tunnel::Xfrm, fast_path)?;
+    for module in OFFLOADS {
+        ensure!(is_loaded(module), "the agents have not had {module} loaded");
+    }
+    settle(&ground, fast_path)?;
+    Ok(ground)
+}
+
+/// Brings the fast path up with a plain device where charon's TUN would be: nothing is encrypted. The product cannot be
+/// told to do that; the agents do not know.
+///
+/// # Errors
+/// When something does not come up.
+pub fn set_up_in_the_clear(settings: &Settings) -> Result<Ground> {
+    let mut ground = Ground::of_nodes(settings)?;
+    start(&mut ground, Tunnel::Libipsec, Switch::On)?;
+    ground.join_plain_links()?;
+    settle(&ground, Switch::On)?;
+    Ok(ground)
+}
+
+/// Starts charons and agents, and attaches the pods.
+///
+/// # Errors
+/// When something does not come up.
+pub fn start(ground: &mut Ground, tunnel: Tunnel, fast_path: Switch) -> Result<()> {
     let lab = lab::Settings {
-        tunnel: Tunnel::Xfrm,
+        tunnel,
         fast_path,
         programs: PROGRAMS.into(),
         manifests: PathBuf::new(),
         bulk_mib: 0,
+        spread_esp: lab::Spread::default(),
         out: world::DIR.into(),
     };
     let log = |name: &str, of: &str| lab.out.join(format!("{name}-{of}.log"));
     for node in NODES {
         let site = ground.world.site(node.name)?;
-        let daemon = charon::start(site, lab.tunnel, &log(node.name, "charon"))?;
+        let daemon = charon::start(site, tunnel, &log(node.name, "charon"))?;
         ground.daemons.push(daemon);
+    }
+    if tunnel == Tunnel::Libipsec {
+        ground.lay_plain_links()?;
     }
     for node in NODES {
         let site = ground.world.site(node.name)?;
@@ -76,6 +125,11 @@ pub fn set_up(settings: &Settings, fast_path: Switch) -> Result<Ground> {
             .must(&["cat", &format!("{CONF_DIR}/fabedge.conflist")])?;
         ground.attach(pod, node, &conflist)?;
     }
+    Ok(())
+}
+
+/// Waits until packets go the way that they will be counted on, and has everything else stand still.
+fn settle(ground: &Ground, fast_path: Switch) -> Result<()> {
     ground.wait_reach()?;
     if fast_path == Switch::On {
         wait_until("the pods are no longer new to the programs", CONVERGENCE, || {
@@ -96,7 +150,12 @@ pub fn set_up(settings: &Settings, fast_path: Switch) -> Result<Ground> {
     for daemon in &ground.daemons {
         daemon.pause()?;
     }
-    Ok(ground)
+    Ok(())
+}
+
+/// Whether the kernel has a module loaded.
+pub fn is_loaded(module: &str) -> bool {
+    Path::new("/sys/module").join(module).exists()
 }
 
 /// What the programs of both nodes have counted.

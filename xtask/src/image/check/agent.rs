@@ -14,7 +14,7 @@ use crate::places::Places;
 use crate::progress::output;
 
 /// How long the operator may take for its documents, and the agent for its first passes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The edge of the example.
 const EDGE: &str = "edge1";

@@ -41,7 +41,7 @@ const ALL_CAPABILITIES: &[&str] = &[
 ];
 
 /// How long a program may take to end once it was asked to: a kubelet gives it 30 s.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(25);
 
 /// What a container may do.
 pub enum Rights {

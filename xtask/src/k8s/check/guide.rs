@@ -61,7 +61,7 @@ impl Check<'_> {
         let state = loop {
             match State::read(&files_of(self.places, &MEMBER).folder)? {
                 Some(state) if some(&state) => break Some(state),
-                _ if started.elapsed() > 10 * IN_TIME_PATIENCE || up.try_wait()?.is_some() => break None,
+                _ if started.elapsed() > 4 * IN_TIME_PATIENCE || up.try_wait()?.is_some() => break None,
                 _ => std::thread::sleep(std::time::Duration::from_millis(5)),
             }
         };
@@ -79,23 +79,19 @@ impl Check<'_> {
 
     /// No namespace, no cgroup, no process, no folder.
     fn no_ground_is_left(&mut self, name: &str, grounds: &[Ground]) -> Result<()> {
-        let mut left = Vec::new();
-        let mut paths: Vec<_> = grounds.iter().flat_map(Ground::paths).collect();
-        for layout in layout::ALL {
-            let folder = files_of(self.places, layout).folder;
-            left.extend(super::running_in(&folder)?);
-            paths.push(folder);
-        }
-        paths.retain(|path| path.exists());
-        left.extend(paths.iter().map(|path| path.display().to_string()));
-        self.tell(
-            name,
-            if left.is_empty() {
-                Ok(())
-            } else {
-                Err(left.join("\n"))
-            },
-        );
+        let outcome = self.in_time(|| {
+            let mut left = Vec::new();
+            let mut paths: Vec<_> = grounds.iter().flat_map(Ground::paths).collect();
+            for layout in layout::ALL {
+                let folder = files_of(self.places, layout).folder;
+                left.extend(super::running_in(&folder)?);
+                paths.push(folder);
+            }
+            paths.retain(|path| path.exists());
+            left.extend(paths.iter().map(|path| path.display().to_string()));
+            Ok((left.is_empty(), left.join("\n")))
+        })?;
+        self.tell(name, outcome);
         Ok(())
     }
 }

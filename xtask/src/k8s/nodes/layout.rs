@@ -43,6 +43,37 @@ pub struct Node {
     pub cloud: bool,
 }
 
+/// What a node is for.
+#[derive(Clone, Copy)]
+enum Role {
+    Master,
+    /// Another one in the cloud.
+    Cloud,
+    Edge,
+}
+
+impl Node {
+    const fn new(
+        name: &'static str,
+        role: Role,
+        address: Ipv4Addr,
+        gateway: Ipv4Addr,
+        pod_cidr: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            label: match role {
+                Role::Master => Some("node-role.kubernetes.io/master"),
+                Role::Cloud | Role::Edge => None,
+            },
+            address,
+            gateway,
+            pod_cidr,
+            cloud: !matches!(role, Role::Edge),
+        }
+    }
+}
+
 /// A cluster and its networks.
 #[derive(Debug, Eq, PartialEq)]
 pub struct Layout {

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{HUB, Layout, Node, WAN};
+use super::{HUB, Layout, Node, Role, WAN};
 use crate::k8s::programs::Services;
 
 const API_SERVER: Ipv4Addr = Ipv4Addr::new(10, 20, 8, 1);
@@ -13,39 +13,35 @@ const NAT: &str = "nat1";
 pub const HOST: Layout = Layout {
     name: "fabedge",
     nodes: &[
-        Node {
-            name: "master",
-            label: Some("node-role.kubernetes.io/master"),
-            address: Ipv4Addr::new(10, 20, 8, 20),
-            gateway: API_SERVER,
-            pod_cidr: "10.233.64.0/24",
-            cloud: true,
-        },
-        Node {
-            name: "node1",
-            label: None,
-            address: Ipv4Addr::new(10, 20, 8, 28),
-            gateway: API_SERVER,
-            pod_cidr: "10.233.65.0/24",
-            cloud: true,
-        },
-        Node {
-            name: "edge1",
-            label: None,
-            address: Ipv4Addr::new(192, 168, 50, 2),
-            gateway: Ipv4Addr::new(192, 168, 50, 1),
-            pod_cidr: "10.233.66.0/24",
-            cloud: false,
-        },
+        Node::new(
+            "master",
+            Role::Master,
+            Ipv4Addr::new(10, 20, 8, 20),
+            API_SERVER,
+            "10.233.64.0/24",
+        ),
+        Node::new(
+            "node1",
+            Role::Cloud,
+            Ipv4Addr::new(10, 20, 8, 28),
+            API_SERVER,
+            "10.233.65.0/24",
+        ),
+        Node::new(
+            "edge1",
+            Role::Edge,
+            Ipv4Addr::new(192, 168, 50, 2),
+            Ipv4Addr::new(192, 168, 50, 1),
+            "10.233.66.0/24",
+        ),
         // Not private, so that others take it for reachable: of RFC 7535, which gives it to nobody.
-        Node {
-            name: "edge2",
-            label: None,
-            address: Ipv4Addr::new(192, 31, 196, 2),
-            gateway: Ipv4Addr::new(192, 31, 196, 1),
-            pod_cidr: "10.233.67.0/24",
-            cloud: false,
-        },
+        Node::new(
+            "edge2",
+            Role::Edge,
+            Ipv4Addr::new(192, 31, 196, 2),
+            Ipv4Addr::new(192, 31, 196, 1),
+            "10.233.67.0/24",
+        ),
     ],
     routers: &[HUB, WAN, NAT],
     cluster_cidr: "10.233.64.0/18",

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{HUB, Layout, Node, WAN};
+use super::{HUB, Layout, Node, Role, WAN};
 use crate::k8s::programs::Services;
 
 const API_SERVER: Ipv4Addr = Ipv4Addr::new(10, 30, 8, 1);
@@ -11,22 +11,20 @@ const API_SERVER: Ipv4Addr = Ipv4Addr::new(10, 30, 8, 1);
 pub const MEMBER: Layout = Layout {
     name: "beijing",
     nodes: &[
-        Node {
-            name: "master",
-            label: Some("node-role.kubernetes.io/master"),
-            address: Ipv4Addr::new(10, 30, 8, 20),
-            gateway: API_SERVER,
-            pod_cidr: "10.234.64.0/24",
-            cloud: true,
-        },
-        Node {
-            name: "node1",
-            label: None,
-            address: Ipv4Addr::new(10, 30, 8, 28),
-            gateway: API_SERVER,
-            pod_cidr: "10.234.65.0/24",
-            cloud: true,
-        },
+        Node::new(
+            "master",
+            Role::Master,
+            Ipv4Addr::new(10, 30, 8, 20),
+            API_SERVER,
+            "10.234.64.0/24",
+        ),
+        Node::new(
+            "node1",
+            Role::Cloud,
+            Ipv4Addr::new(10, 30, 8, 28),
+            API_SERVER,
+            "10.234.65.0/24",
+        ),
     ],
     routers: &[HUB],
     cluster_cidr: "10.234.64.0/18",

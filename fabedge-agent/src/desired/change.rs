@@ -1,0 +1,122 @@
+//! The part of a change of document that can be carried out by itself: some edges of many came, went, or have other
+//! prefixes. Pure.
+//!
+//! A node's desired state is mostly a sum over its peers. So the states of two documents that hold nothing but the peers
+//! which differ, as they were and as they are, differ in exactly that in which the states of the whole documents do. The
+//! exceptions are what is looked for here.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fabedge_common::abi;
+use fabedge_common::config::{EndpointType, NodeConfig, Peer, Via};
+use ipnet::IpNet;
+
+use super::routes::underlay;
+
+/// More peers than this are not taken apart.
+const MOST: usize = 16;
+
+/// A document without the peers that are the same in the one before it, and that one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What was.
+    pub before: NodeConfig,
+    /// What is.
+    pub after: NodeConfig,
+}
+
+impl Change {
+    /// The change from one valid document to another; none where it is of more than some edges with tunnels of their own.
+    pub fn new(before: &NodeConfig, after: &NodeConfig) -> Option<Self> {
+        let same = before.endpoint == after.endpoint && before.network_subnets == after.network_subnets;
+        if !same {
+            return None;
+        }
+        let (gone, new) = differing(&before.peers, &after.peers)?;
+        let plain = |peer: &&Arc<Peer>| {
+            peer.endpoint.kind == EndpointType::EdgeNode && peer.via == Via::Direct && peer.relays.is_empty()
+        };
+        if !gone.iter().chain(&new).all(plain) {
+            return None;
+        }
+        let without_peers = |config: &NodeConfig, peers: Vec<&Arc<Peer>>| NodeConfig {
+            peers: peers.into_iter().map(Arc::clone).collect(),
+            ..head(config)
+        };
+        let change = Self {
+            before: without_peers(before, gone),
+            after: without_peers(after, new),
+        };
+        let mut all = after.clone();
+        all.peers.extend_from_slice(&change.before.peers);
+        (!change.concerns_others(&all)).then_some(change)
+    }
+
+    fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.before
+            .peers
+            .iter()
+            .chain(&self.after.peers)
+            .map(AsRef::as_ref)
+    }
+
+    /// Whether something of another peer, or of the node itself, depends on one of ours: what is relayed for it, node
+    /// addresses among its prefixes, the same number in the kernel's SAs.
+    fn concerns_others(&self, config: &NodeConfig) -> bool {
+        let names: BTreeSet<&str> = self.peers().map(|peer| peer.endpoint.name.as_str()).collect();
+        let reqids: BTreeSet<u32> = names.iter().map(|name| abi::reqid(name)).collect();
+        let nets: Vec<IpNet> = self
+            .peers()
+            .flat_map(|peer| peer.endpoint.subnets.iter().copied())
+            .collect();
+        let addresses = self.peers().flat_map(|peer| &peer.endpoint.public_addresses);
+        let addresses: Vec<IpAddr> = addresses.filter_map(|address| address.parse().ok()).collect();
+
+        let among_ours = |net: &IpNet| nets.iter().any(|own| own.contains(net) || net.contains(own));
+        let takes = |net: &IpNet| addresses.iter().any(|address| net.contains(address));
+        let own = &config.endpoint;
+        reqids.len() != names.len()
+            || underlay(config).iter().any(among_ours)
+            || config.network_subnets.iter().chain(&own.subnets).any(takes)
+            || config.peers.iter().any(|peer| {
+                let other = &peer.endpoint;
+                let is_other = !names.contains(other.name.as_str());
+                peer.relays.iter().any(|name| names.contains(name.as_str()))
+                    || other.subnets.iter().any(takes)
+                    || is_other && other.node_subnets.iter().any(among_ours)
+                    || is_other && reqids.contains(&abi::reqid(&other.name))
+            })
+    }
+}
+
+/// A document without peers.
+fn head(config: &NodeConfig) -> NodeConfig {
+    NodeConfig {
+        version: config.version,
+        generation: config.generation,
+        endpoint: config.endpoint.clone(),
+        peers: Vec::new(),
+        network_subnets: config.network_subnets.clone(),
+        mediator: config.mediator.clone(),
+    }
+}
+
+/// What is in one list and not in the other, and the other way round; none where that is much. Both begin and end alike,
+/// as lists do of which little changed.
+#[allow(clippy::type_complexity, reason = "a pair of the same")]
+fn differing<'a>(
+    before: &'a [Arc<Peer>],
+    after: &'a [Arc<Peer>],
+) -> Option<(Vec<&'a Arc<Peer>>, Vec<&'a Arc<Peer>>)> {
+    let start = before.iter().zip(after).take_while(|(a, b)| a == b).count();
+    let (before, after) = (&before[start..], &after[start..]);
+    let ends = before.iter().rev().zip(after.iter().rev());
+    let end = ends.take_while(|(a, b)| a == b).count();
+    let (before, after) = (&before[..before.len() - end], &after[..after.len() - end]);
+    (before.len() + after.len() <= MOST).then(|| (before.iter().collect(), after.iter().collect()))
+}
+
+#[cfg(test)]
+mod tests;
