@@ -1,5 +1,6 @@
 //! Counts what a test program says it has tried, while its output passes through.
 
+use std::fmt;
 use std::io::{Result, Write};
 
 /// What passed and what failed.
@@ -7,23 +8,38 @@ use std::io::{Result, Write};
 pub struct Counts {
     /// Tests that passed.
     pub passed: usize,
+    /// Those of them that failed before, and passed when they were tried again.
+    pub unsteady: usize,
     /// Tests that failed.
     pub failed: usize,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed", self.passed)?;
+        if self.unsteady > 0 {
+            write!(f, " ({} only when tried again)", self.unsteady)?;
+        }
+        write!(f, ", {} failed", self.failed)
+    }
 }
 
 impl std::ops::AddAssign for Counts {
     fn add_assign(&mut self, other: Counts) {
         self.passed += other.passed;
+        self.unsteady += other.unsteady;
         self.failed += other.failed;
     }
 }
 
 /// Passes output on and reads the closing lines in it: `test result: ok. 9 passed; 0 failed; ...` of Rust's test
-/// programs and `9 passed, 0 failed in ...` of the lab.
+/// programs, with the list of what failed in front of it, and `9 passed, 0 failed in ...` of the lab.
 pub struct Tally<W> {
     to: W,
     line: Vec<u8>,
     counts: Counts,
+    failed: Vec<String>,
+    in_list: bool,
 }
 
 impl<W: Write> Tally<W> {
@@ -33,12 +49,31 @@ impl<W: Write> Tally<W> {
             to,
             line: Vec::new(),
             counts: Counts::default(),
+            failed: Vec::new(),
+            in_list: false,
         }
     }
 
     /// The sum of all closing lines.
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// The names of Rust tests that failed.
+    pub fn failed(self) -> Vec<String> {
+        self.failed
+    }
+
+    fn read(&mut self) {
+        let line = String::from_utf8_lossy(&self.line);
+        if let Some(counts) = closing_line(&line) {
+            self.counts += counts;
+        }
+        match line.strip_prefix("    ").filter(|_| self.in_list) {
+            Some(name) => self.failed.push(name.trim_end().to_owned()),
+            None => self.in_list = line.trim_end() == "failures:",
+        }
+        self.line.clear();
     }
 }
 
@@ -47,10 +82,7 @@ impl<W: Write> Write for Tally<W> {
         let taken = self.to.write(bytes)?;
         for byte in &bytes[..taken] {
             if *byte == b'\n' {
-                if let Some(counts) = closing_line(&String::from_utf8_lossy(&self.line)) {
-                    self.counts += counts;
-                }
-                self.line.clear();
+                self.read();
             } else {
                 self.line.push(*byte);
             }
@@ -73,6 +105,7 @@ fn closing_line(line: &str) -> Option<Counts> {
     Some(Counts {
         passed: passed.parse().ok()?,
         failed: failed.parse().ok()?,
+        ..Counts::default()
     })
 }
 
@@ -93,9 +126,19 @@ mod tests {
             tally.counts(),
             Counts {
                 passed: 21,
+                unsteady: 0,
                 failed: 4
             }
         );
         assert_eq!(shown, text.as_bytes());
+    }
+
+    #[test]
+    fn what_failed_is_known_by_name() {
+        let mut tally = Tally::new(std::io::sink());
+        let text = "test a ... FAILED\nfailures:\n\n---- a stdout ----\n\n    no name\n\nfailures:\n    a\n    b::c\n\n\
+                    test result: FAILED. 3 passed; 2 failed; 0 ignored\n    d\n";
+        tally.write_all(text.as_bytes()).unwrap();
+        assert_eq!(tally.failed(), ["a", "b::c"]);
     }
 }

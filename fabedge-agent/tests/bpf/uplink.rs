@@ -17,7 +17,7 @@ use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketType};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::packets::{ethernet, ipv4, ipv6, udp, with};
-use crate::sandbox::{OBJECT, PATIENCE, Sandbox, ifindex, inside, ip, run, sandbox};
+use crate::sandbox::{OBJECT, PATIENCE, Sandbox, ifindex, inside, ip, mac, run, sandbox};
 use crate::table::programs;
 
 const HERE: &str = "192.0.2.1";
@@ -56,8 +56,14 @@ impl Connector {
         ip("address add 2001:db8::1/64 dev eth0 nodad");
         ip("link set eth0 up");
         ip("-n edge address add 192.0.2.7/24 dev eth0");
-        ip("-n edge address add 2001:db8::7/64 dev eth0 nodad");
+        // Nothing but what tests send leaves the edge, and so all of it on their CPU: what the kernel sends of its own
+        // accord would have another CPU receive, and packets overtake each other.
+        ip("-n edge link set eth0 addrgenmode none");
         ip("-n edge link set eth0 up");
+        let [a, b, c, d, e, f] = mac("eth0", None);
+        ip(&format!(
+            "-n edge neighbour add {HERE} lladdr {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} dev eth0 nud permanent"
+        ));
         Self {
             uplink: ifindex("eth0"),
         }

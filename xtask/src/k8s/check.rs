@@ -20,8 +20,8 @@ use crate::places::Places;
 use crate::progress::output;
 use crate::setup::{self, kubernetes};
 use crate::tally::Counts;
-use crate::test::counted;
 use crate::test::special::{self, Needs};
+use crate::test::{steadied, told};
 
 /// A namespace, a node as its kubelet would report it, and a document in the namespace.
 const OBJECTS: &str = include_str!("check/objects.yaml");
@@ -231,20 +231,23 @@ impl Check<'_> {
         let mut counts = Counts::default();
         for program in programs {
             // One at a time: they tell how long things take.
-            let mut tests = Command::new(program);
-            tests
-                .args(["--test-threads=1", "--nocapture"])
-                .args(which)
-                .env("KUBECONFIG", &state.kubeconfig)
-                .env("FABEDGE_CALICO_MANIFESTS", calico)
-                .env("FABEDGE_PROMTOOL", promtool)
-                .env("PATH", self.path())
-                .env(
-                    "FABEDGE_OPERATOR",
-                    self.places.target.join("release/fabedge-operator"),
-                );
-            tests.envs(times.map(|file| ("FABEDGE_TIMES", file)));
-            counts += counted(&mut tests)?;
+            let arguments = [&["--test-threads=1"], which].concat();
+            counts += steadied(&arguments, |arguments| {
+                let mut tests = Command::new(program);
+                tests
+                    .arg("--nocapture")
+                    .args(arguments)
+                    .env("KUBECONFIG", &state.kubeconfig)
+                    .env("FABEDGE_CALICO_MANIFESTS", calico)
+                    .env("FABEDGE_PROMTOOL", promtool)
+                    .env("PATH", self.path())
+                    .env(
+                        "FABEDGE_OPERATOR",
+                        self.places.target.join("release/fabedge-operator"),
+                    );
+                tests.envs(times.map(|file| ("FABEDGE_TIMES", file)));
+                told(&mut tests)
+            })?;
         }
         Ok(counts)
     }
