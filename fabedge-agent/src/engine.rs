@@ -175,7 +175,7 @@ impl Reporter {
             foreign_programs: report.foreign_programs,
             spread: report.spread,
             problems: report.problems,
-            peers: report.peers,
+            peers: report.peers.unwrap_or_else(|| self.status.borrow().peers.clone()),
             relayed: relayed.map(|peer| peer.endpoint.name.clone()).collect(),
             passes: self.passes,
             pass_seconds: took.as_secs_f64(),

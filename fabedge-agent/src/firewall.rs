@@ -21,6 +21,7 @@ use crate::desired;
 use crate::desired::firewall::Table;
 use crate::subsystem::{self, Outcome, Phase, Subsystem};
 pub use command::{Error, dropped, legacy_tables};
+use elements::Elements;
 pub use forward::{Backend, Family, Jump};
 pub use listing::{Count, Listing};
 pub use plan::{Applied, Change, Observed, Plan, TablePlan, plan};
@@ -32,6 +33,7 @@ pub struct Firewall {
     applied: Option<Applied>,
     /// What the sets of the table held when it was as it should be.
     standing: BTreeMap<String, BTreeSet<IpNet>>,
+    elements: Elements,
 }
 
 impl Firewall {
@@ -102,7 +104,7 @@ impl Subsystem for Firewall {
             }
             (Phase::Grow, TablePlan::Elements(changes)) => {
                 let object = format!("sets of the table {}", ruleset::NAME);
-                outcomes.push(Outcome::new("change", object, elements::change(changes)));
+                outcomes.push(Outcome::new("change", object, self.elements.change(changes)));
             }
             (Phase::Shrink, TablePlan::Delete) => {
                 self.applied = None;

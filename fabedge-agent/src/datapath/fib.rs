@@ -10,6 +10,7 @@ use fabedge_common::abi::fib::{
     BANK_BLOCKS, BLOCK_LINES, Bucket, Cell, IPV4, IPV6, Kind, Line, Lines, Narrow, PAGE_LINES, SLOTS, WORDS,
     Wide, bank, first_line, node,
 };
+use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 /// Most slots of a node, as a power of two: 1 MiB of them.
@@ -172,7 +173,7 @@ fn compile6(prefixes: Vec<(u128, u32, Cell)>, first: u32, answers: &Answers) -> 
 #[derive(Default)]
 struct Answers {
     routes: Vec<Route>,
-    numbers: HashMap<[u64; 3], u32>,
+    numbers: HashMap<[u64; 3], u32, FixedState>,
 }
 
 impl Answers {

@@ -49,9 +49,7 @@ impl Change {
             before: without_peers(before, gone),
             after: without_peers(after, new),
         };
-        let mut all = after.clone();
-        all.peers.extend_from_slice(&change.before.peers);
-        (!change.concerns_others(&all)).then_some(change)
+        (!change.concerns_others(after)).then_some(change)
     }
 
     fn peers(&self) -> impl Iterator<Item = &Peer> {
@@ -63,7 +61,7 @@ impl Change {
     }
 
     /// Whether something of another peer, or of the node itself, depends on one of ours: what is relayed for it, node
-    /// addresses among its prefixes, the same number in the kernel's SAs.
+    /// addresses among its prefixes, the same number in the kernel's SAs. `config` is the document as it is.
     fn concerns_others(&self, config: &NodeConfig) -> bool {
         let names: BTreeSet<&str> = self.peers().map(|peer| peer.endpoint.name.as_str()).collect();
         let reqids: BTreeSet<u32> = names.iter().map(|name| abi::reqid(name)).collect();
@@ -77,10 +75,12 @@ impl Change {
         let among_ours = |net: &IpNet| nets.iter().any(|own| own.contains(net) || net.contains(own));
         let takes = |net: &IpNet| addresses.iter().any(|address| net.contains(address));
         let own = &config.endpoint;
+        let mut underlay = underlay(config).chain(underlay(&self.before));
+        let mut peers = config.peers.iter().chain(&self.before.peers);
         reqids.len() != names.len()
-            || underlay(config).iter().any(among_ours)
+            || underlay.any(|net| among_ours(&net))
             || config.network_subnets.iter().chain(&own.subnets).any(takes)
-            || config.peers.iter().any(|peer| {
+            || peers.any(|peer| {
                 let other = &peer.endpoint;
                 let is_other = !names.contains(other.name.as_str());
                 peer.relays.iter().any(|name| names.contains(name.as_str()))

@@ -332,7 +332,7 @@ impl Table {
             (Set::Guarded, guarded),
             (Set::Watched, watched),
         ];
-        let underlay: Prefixes = underlay(config).into_iter().collect();
+        let underlay: Prefixes = underlay(config).collect();
         Self {
             // Merged, for an interval set refuses prefixes that overlap.
             sets: sets

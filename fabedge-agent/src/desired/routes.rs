@@ -256,7 +256,7 @@ pub fn nodes_behind(config: &NodeConfig, peer: &Peer) -> impl Iterator<Item = Ip
 
 /// The addresses that ESP, IKE and the nodes themselves use, as far as the document tells: no pod prefix, however
 /// wide, may take them. (A connector known by a DNS name is covered by its node addresses, if at all.)
-pub fn underlay(config: &NodeConfig) -> Vec<IpNet> {
+pub fn underlay(config: &NodeConfig) -> impl Iterator<Item = IpNet> {
     let public = config
         .peers
         .iter()
@@ -266,7 +266,6 @@ pub fn underlay(config: &NodeConfig) -> Vec<IpNet> {
     let own = config.endpoint.node_subnets.iter().copied();
     own.chain(remote_nodes(config))
         .chain(public.chain(hops).map(IpNet::from))
-        .collect()
 }
 
 /// What all roles have in common: own pods and services stay as they are, so do the addresses of the underlay, and

@@ -81,8 +81,8 @@ pub struct Report {
     pub foreign_programs: BTreeSet<String>,
     /// Whether ESP is spread over CPUs, by uplink.
     pub spread: BTreeMap<String, String>,
-    /// Tunnels by peer.
-    pub peers: BTreeMap<String, PeerReport>,
+    /// Tunnels by peer; none: nobody looked.
+    pub peers: Option<BTreeMap<String, PeerReport>>,
 }
 
 impl Report {
@@ -196,7 +196,9 @@ impl Subsystems {
         }
         self.apply(&desired, &mut report).await;
         self.tell(&mut report, &facts, &desired);
-        self.measure(config, &facts, &report.peers);
+        let peers = self.peers(&facts);
+        self.measure(config, &facts, &peers);
+        report.peers = Some(peers);
         if !report.changed && report.problems.is_empty() {
             self.settled = Some(Settled {
                 config: Arc::clone(config),
@@ -214,11 +216,15 @@ impl Subsystems {
         report.fast_path = self.datapath.state();
         report.foreign_programs = self.datapath.foreign().clone();
         report.spread = self.datapath.spread().clone();
-        report.peers = self.tunnels.report().peers;
-        for (name, peer) in &mut report.peers {
+    }
+
+    fn peers(&self, facts: &Facts) -> BTreeMap<String, PeerReport> {
+        let mut peers = self.tunnels.report().peers;
+        for (name, peer) in &mut peers {
             // As it was at the start of the pass, so that it is in force.
             peer.path_mtu = facts.paths.get(&abi::reqid(name)).copied();
         }
+        peers
     }
 
     /// Has the paths measured that go through tunnels which stand.

@@ -47,13 +47,35 @@ const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 /// So many prefixes at most in one message, for an attribute has 64 KiB at most.
 const CHUNK: usize = 256;
 
-/// Changes the sets of our table in the network namespace of the calling thread.
-///
-/// # Errors
-/// When the kernel refuses any of it; nothing has changed then.
-pub fn change(changes: &[Change]) -> Result<(), Error> {
-    let (messages, batch) = batch(changes);
-    transact(&batch, messages).map_err(Error)
+/// The elements of our table's sets in the network namespace in which they were first changed.
+#[derive(Debug, Default)]
+pub struct Elements {
+    /// It stays open: when it closes, the kernel waits until nobody sees what was deleted any more (`nft_rcv_nl_event` in
+    /// net/netfilter/nf_tables_api.c), some ten milliseconds.
+    socket: Option<Socket>,
+}
+
+impl Elements {
+    /// Changes the sets.
+    ///
+    /// # Errors
+    /// When the kernel refuses any of it; nothing has changed then.
+    pub fn change(&mut self, changes: &[Change]) -> Result<(), Error> {
+        let (messages, batch) = batch(changes);
+        let socket = self.socket.take().map_or_else(open, Ok).map_err(Error)?;
+        transact(&socket, &batch, messages).map_err(Error)?;
+        // After an error, answers may be left in it.
+        self.socket = Some(socket);
+        Ok(())
+    }
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.set_non_blocking(true)?;
+    Ok(socket)
 }
 
 /// The transaction, and how many of its messages are answered.
@@ -150,11 +172,7 @@ fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
 }
 
 /// Sends a transaction, which the kernel carries out and answers before this returns from sending.
-fn transact(batch: &[u8], mut answers: usize) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.set_non_blocking(true)?;
+fn transact(socket: &Socket, batch: &[u8], mut answers: usize) -> io::Result<()> {
     socket.send(batch, 0)?;
     while answers > 0 {
         let (bytes, _) = socket.recv_from_full()?;
