@@ -24,9 +24,10 @@ impl Figures {
         self.set(name, (time.as_secs_f64() * 1e3).round() / 1e3);
     }
 
-    /// A figure that was kept.
-    pub fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name)
+    /// Adds to a figure that is a count.
+    pub fn add(&mut self, name: &str, count: u64) {
+        let sum = self.0.get(name).and_then(Value::as_u64).unwrap_or(0);
+        self.set(name, sum + count);
     }
 
     /// Writes them to a file.

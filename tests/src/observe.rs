@@ -15,7 +15,7 @@ use crate::world::World;
 use crate::world::addresses::{Role, SITES};
 
 /// The pinned maps.
-const PINS: &str = "/sys/fs/bpf/fabedge";
+pub const PINS: &str = "/sys/fs/bpf/fabedge";
 
 /// What the agent last reported.
 ///
@@ -57,18 +57,22 @@ pub fn sas_agree(world: &World) -> Result<bool> {
             .all(|(incoming, outgoing)| spis.contains(&(*outgoing, *incoming))))
 }
 
-/// What the IPv4 stack of a place has counted so far under a name of /proc/net/snmp.
+/// What the stack of a place has counted so far under a name of a group (`Ip`, `Udp`) of /proc/net/snmp.
 ///
 /// # Errors
 /// When it counts nothing under that name.
-pub fn snmp(place: &Place, name: &str) -> Result<u64> {
-    let text = place.must(&["cat", "/proc/net/snmp"])?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
+pub fn snmp(place: &Place, group: &str, name: &str) -> Result<u64> {
+    let text = place
+        .run(|| fs::read_to_string("/proc/thread-self/net/snmp"))?
+        .with_context(|| format!("reading what the stack of {} counts", place.name))?;
+    let mut lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix(group)?.strip_prefix(": "));
     let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
     let mut counts = names.split(' ').zip(values.split(' '));
     counts
         .find_map(|(known, value)| (known == name).then(|| value.parse().ok())?)
-        .with_context(|| format!("/proc/net/snmp of {} has no Ip: {name}", place.name))
+        .with_context(|| format!("the stack of {} counts no {group}: {name}", place.name))
 }
 
 /// How many packets the eBPF programs of a site have counted, by program and reason.

@@ -4,6 +4,7 @@ pub mod cleanup;
 pub mod communities;
 pub mod faults;
 pub mod instruments;
+pub mod loss;
 pub mod mtu;
 pub mod product;
 pub mod reports;
@@ -45,15 +46,16 @@ pub const FAULTS: Suite = Suite {
     about: "what breaks, and what it costs",
     settings: |_| {},
     prepare: faults::prepare,
-    checks: &[faults::CHECKS, reports::CHECKS],
+    checks: &[loss::RESTARTS, faults::CHECKS, reports::CHECKS],
 };
 
 /// Every suite of `fabedge-lab suite`.
-pub const SUITES: [&Suite; 6] = [
+pub const SUITES: [&Suite; 7] = [
     &instruments::SUITE,
     &CONNECTIVITY,
     &SLOW_PATH,
     &FAULTS,
+    &loss::SUITE,
     &mtu::SUITE,
     &cleanup::SUITE,
 ];
@@ -65,9 +67,10 @@ const REJOIN: &[Check] = &[Check {
 }];
 
 /// The demo: a title and the checks under it.
-pub const DEMO: [(&str, &[Check]); 4] = [
+pub const DEMO: [(&str, &[Check]); 5] = [
     ("Cloud and edges, Communities", communities::CHECKS),
     ("Which way packets take, and what can be seen of them", SHOWN),
+    ("What costs no packet", loss::RESTARTS),
     ("What breaks", faults::CHECKS),
     ("What the WAN saw in all that time", reports::WAN),
 ];

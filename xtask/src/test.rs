@@ -29,6 +29,8 @@ enum Suite {
     /// The world of the demo, with the fast path on and off, and what breaks: in QEMU on kernels 6.12 and 6.1 with
     /// kernel ESP, and on this kernel with userspace ESP
     Lab,
+    /// What may happen to both ends of a tunnel without costing a packet: in QEMU on kernel 6.12 with kernel ESP
+    Loss,
     /// The rules of the repository and the commands and links in its documents
     Docs,
     /// A real Kubernetes control plane, from `k8s up` to `k8s down`; the first run builds Kubernetes
@@ -43,13 +45,14 @@ enum Suite {
 
 impl Suite {
     /// All, in the order in which they run: the quickest to fail comes first.
-    const ALL: [Suite; 8] = [
+    const ALL: [Suite; 9] = [
         Suite::Docs,
         Suite::Chart,
         Suite::Unit,
         Suite::Bpf,
         Suite::Image,
         Suite::Lab,
+        Suite::Loss,
         Suite::K8s,
         Suite::Guide,
     ];
@@ -59,6 +62,7 @@ impl Suite {
             Suite::Unit => "unit",
             Suite::Bpf => "bpf",
             Suite::Lab => "lab",
+            Suite::Loss => "loss",
             Suite::Docs => "docs",
             Suite::K8s => "k8s",
             Suite::Image => "image",
@@ -67,10 +71,15 @@ impl Suite {
         }
     }
 
+    /// Whether it runs where none is asked for. The suite `lab` has the rows of `loss` that tell most.
+    fn by_default(&self) -> bool {
+        *self != Suite::Loss
+    }
+
     /// Whether it runs what `cargo xtask build` makes.
     fn needs_programs(&self) -> bool {
         match self {
-            Suite::Unit | Suite::Bpf | Suite::Lab | Suite::Guide => true,
+            Suite::Unit | Suite::Bpf | Suite::Lab | Suite::Loss | Suite::Guide => true,
             Suite::Docs | Suite::Image | Suite::K8s | Suite::Chart => false,
         }
     }
@@ -79,7 +88,7 @@ impl Suite {
 /// The arguments of `test`.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Only this suite; may be given several times. All when none is given
+    /// Only this suite; may be given several times. All but `loss` when none is given
     #[arg(long, value_enum)]
     only: Vec<Suite>,
     /// Only this kernel of the suite `lab`; may be given several times
@@ -97,7 +106,10 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
     let mut lines = Vec::new();
     let suites: Vec<Suite> = Suite::ALL
         .into_iter()
-        .filter(|suite| arguments.only.is_empty() || arguments.only.contains(suite))
+        .filter(|suite| match arguments.only.as_slice() {
+            [] => suite.by_default(),
+            only => only.contains(suite),
+        })
         .collect();
 
     if suites.iter().any(Suite::needs_programs) {
@@ -116,6 +128,10 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
                 in_machine(places, Kernel::Host, &programs, None, "bpf", interrupt)
             }),
             Suite::Lab => lab(places, arguments, interrupt),
+            Suite::Loss => {
+                let suite = words(&["/host/fabedge-lab", "suite", "loss"]);
+                in_machine(places, Kernel::V6_12, &[], Some(suite), "loss", interrupt)
+            }
             Suite::Docs => checks(places),
             Suite::Image => image::check::check(places, interrupt),
             Suite::K8s => k8s::check::check(places, interrupt),

@@ -269,16 +269,7 @@ fn wait_for_generation(cluster: &Cluster, node: &str, before: u64) -> Result<()>
 }
 
 pub(super) fn no_loss(report: Report, also: &str) -> Outcome {
-    judge(
-        report.lost == 0,
-        format!(
-            "{} of {} lost at {:.0}/s, longest gap {} ms; {also}",
-            report.lost,
-            report.sent,
-            report.rate,
-            report.longest_gap.as_millis()
-        ),
-    )
+    judge(report.lost == 0, format!("{report}; {also}"))
 }
 
 /// An error unless the agent of a node has started again with an image, and all of its pod is ready. The name that a

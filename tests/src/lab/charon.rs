@@ -32,6 +32,15 @@ impl Lab {
     }
 }
 
+/// Tells a site's charon something, or asks it.
+///
+/// # Errors
+/// When charon refuses, or is not there.
+pub fn swanctl(site: &Site, words: &[&str]) -> Result<String> {
+    let uri = ["--uri", "unix:///run/charon.vici"];
+    site.place.must(&[&["swanctl"], words, &uri].concat())
+}
+
 /// Starts charon in a site and waits for its socket.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! A steady stream of numbered datagrams, to tell what an event cost: packets lost, and for how long nothing came.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use super::udp;
+use crate::observe;
 use crate::place::Place;
+use crate::pod::Pod;
 
 /// How long datagrams may still be under way after the last was sent.
 const GRACE: Duration = Duration::from_millis(700);
@@ -28,6 +31,9 @@ pub struct Stream {
     sender: JoinHandle<Vec<u64>>,
     receiver: JoinHandle<Arrivals>,
     started: Instant,
+    to: Place,
+    /// What sockets there had thrown away before.
+    overflowed: u64,
 }
 
 /// What came, in the order of arrival.
@@ -45,10 +51,32 @@ pub struct Report {
     pub received: u64,
     /// Sent and never seen.
     pub lost: u64,
+    /// Doubles.
+    pub doubled: u64,
+    /// Datagrams that the receiving socket had no room for: lost, but not by the network.
+    pub overflowed: u64,
     /// The longest time between two arrivals.
     pub longest_gap: Duration,
     /// Datagrams per second that were sent.
     pub rate: f64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of {} lost at {:.0}/s, {} doubled, longest gap {} ms",
+            self.lost,
+            self.sent,
+            self.rate,
+            self.doubled,
+            self.longest_gap.as_millis()
+        )?;
+        if self.overflowed > 0 {
+            write!(f, ", {} found no room at the receiver", self.overflowed)?;
+        }
+        Ok(())
+    }
 }
 
 impl Stream {
@@ -72,6 +100,7 @@ impl Stream {
             .with_context(|| format!("receiving a stream in {}", to.name))?;
         let port = inbound.local_addr().context("asking for a port")?.port();
         let target = SocketAddr::new(address, port);
+        let overflowed = overflows(to)?;
         let outbound = udp::open(from, target)?;
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
@@ -91,6 +120,8 @@ impl Stream {
             sender,
             receiver,
             started: Instant::now(),
+            to: to.clone(),
+            overflowed,
         })
     }
 
@@ -119,7 +150,7 @@ impl Stream {
     /// Ends the stream and counts.
     ///
     /// # Errors
-    /// When one of its threads panicked.
+    /// When one of its threads panicked, or the kernel's counters cannot be read.
     pub fn finish(self) -> Result<Report> {
         self.stop.store(true, Ordering::Relaxed);
         let elapsed = self.started.elapsed();
@@ -128,7 +159,83 @@ impl Stream {
             .receiver
             .join()
             .map_err(|_| anyhow!("the receiver panicked"))?;
-        Ok(report(&sent, &arrivals.numbers, elapsed))
+        Ok(Report {
+            overflowed: overflows(&self.to)? - self.overflowed,
+            ..report(&sent, &arrivals.numbers, elapsed)
+        })
+    }
+}
+
+/// Datagrams that sockets of a place had no room for so far.
+fn overflows(place: &Place) -> Result<u64> {
+    observe::snmp(place, "Udp", "RcvbufErrors")
+}
+
+/// Streams between two pods, both ways.
+#[derive(Debug)]
+pub struct Pair {
+    /// From the one to the other.
+    pub up: Stream,
+    /// And back.
+    pub down: Stream,
+}
+
+/// What became of both.
+#[derive(Clone, Copy, Debug)]
+pub struct Reports {
+    /// From the one to the other.
+    pub up: Report,
+    /// And back.
+    pub down: Report,
+}
+
+impl Reports {
+    /// What was lost either way.
+    pub fn lost(&self) -> u64 {
+        self.up.lost + self.down.lost
+    }
+}
+
+impl fmt::Display for Reports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "up {}; down {}", self.up, self.down)
+    }
+}
+
+impl Pair {
+    /// Starts `rate` small datagrams per second each way.
+    ///
+    /// # Errors
+    /// When a socket cannot be had.
+    pub fn start(one: &Pod, other: &Pod, rate: u32) -> Result<Self> {
+        Ok(Self {
+            up: Stream::start(&one.place, &other.place, other.v4.into(), rate, 64)?,
+            down: Stream::start(&other.place, &one.place, one.v4.into(), rate, 64)?,
+        })
+    }
+
+    /// Waits until it flows both ways.
+    ///
+    /// # Errors
+    /// When it does not within `limit`.
+    pub fn wait(&self, when: &str, limit: Duration) -> Result<()> {
+        for (way, stream) in [("up", &self.up), ("down", &self.down)] {
+            stream
+                .wait_for(100, limit)
+                .with_context(|| format!("nothing flows {way} {when} within {limit:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// Ends both and counts.
+    ///
+    /// # Errors
+    /// As [`Stream::finish`].
+    pub fn finish(self) -> Result<Reports> {
+        Ok(Reports {
+            up: self.up.finish()?,
+            down: self.down.finish()?,
+        })
     }
 }
 
@@ -202,6 +309,8 @@ fn report(sent: &[u64], arrivals: &[(u64, Instant)], elapsed: Duration) -> Repor
         sent: sent.len() as u64,
         received: numbers.len() as u64,
         lost: lost as u64,
+        doubled: (arrivals.len() - numbers.len()) as u64,
+        overflowed: 0,
         longest_gap,
         rate: sent.len() as f64 / elapsed.as_secs_f64().max(1e-9),
     }
@@ -218,6 +327,7 @@ mod tests {
         let arrivals = [(0, at(0)), (2, at(1)), (2, at(2)), (1, at(3)), (5, at(90))];
         let report = report(&[0, 1, 2, 3, 4, 5], &arrivals, Duration::from_secs(1));
         assert_eq!((report.sent, report.received, report.lost), (6, 4, 2));
+        assert_eq!(report.doubled, 1);
         assert_eq!(report.longest_gap, Duration::from_millis(87));
     }
 }

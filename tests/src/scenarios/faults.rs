@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::communities::DIRECT;
 use super::product::{self, CONVERGENCE, SILENCE, WAIT, wait_reach};
@@ -15,7 +15,7 @@ use crate::inject;
 use crate::lab::{Lab, Tunnel, wait_until};
 use crate::observe;
 use crate::probe::icmp;
-use crate::probe::stream::{Report, Stream};
+use crate::probe::stream::Pair;
 use crate::suite::{Check, judge};
 use crate::table::Outcome;
 use crate::world::addresses::{CONNECTOR, EDGE1};
@@ -23,14 +23,6 @@ use crate::world::documents;
 
 /// In this order: the last one looks back on the others.
 pub const CHECKS: &[Check] = &[
-    Check {
-        name: "agent of edge1 killed and restarted under traffic",
-        run: |lab| agent_killed(lab, "edge1"),
-    },
-    Check {
-        name: "agent of the connector killed and restarted",
-        run: |lab| agent_killed(lab, "connector"),
-    },
     Check {
         name: "charon of edge1 stopped and started again",
         run: |lab| charon_ends(lab, "edge1", false),
@@ -65,95 +57,21 @@ pub const CHECKS: &[Check] = &[
     },
 ];
 
-/// Datagrams per second while nothing may be lost.
-const DENSE: u32 = 1000;
-
 /// Datagrams per second while it counts for how long nothing comes.
 const SPARSE: u32 = 200;
 
-/// Streams between an edge1 pod and a pod of the connector, both ways.
-struct Traffic {
-    up: Stream,
-    down: Stream,
-}
-
-impl Traffic {
-    fn start(lab: &Lab, rate: u32) -> Result<Self> {
-        let (edge, cloud) = (lab.world.pod("edge1-a")?, lab.world.pod("cloud-a")?);
-        let traffic = Self {
-            up: Stream::start(&edge.place, &cloud.place, cloud.v4.into(), rate, 64)?,
-            down: Stream::start(&cloud.place, &edge.place, edge.v4.into(), rate, 64)?,
-        };
-        traffic.wait("at first", CONVERGENCE)?;
-        Ok(traffic)
-    }
-
-    /// Waits until it flows both ways.
-    fn wait(&self, when: &str, limit: Duration) -> Result<()> {
-        for (way, stream) in [("to the cloud", &self.up), ("to the edge", &self.down)] {
-            stream
-                .wait_for(100, limit)
-                .with_context(|| format!("nothing flows {way} {when} within {limit:?}"))?;
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<[Report; 2]> {
-        Ok([self.up.finish()?, self.down.finish()?])
-    }
-}
-
-fn describe(reports: &[Report; 2]) -> String {
-    let [up, down] = reports;
-    format!(
-        "lost {} of {} up, {} of {} down, longest gaps {:.2} and {:.2} s",
-        up.lost,
-        up.sent,
-        down.lost,
-        down.sent,
-        up.longest_gap.as_secs_f64(),
-        down.longest_gap.as_secs_f64()
-    )
-}
-
-/// SIGKILL, a second without an agent, a new one: no packet is lost.
-fn agent_killed(lab: &mut Lab, site: &str) -> Result<Outcome> {
-    let before = lab.capture.counts();
-    let traffic = Traffic::start(lab, DENSE)?;
-    thread::sleep(Duration::from_secs(1));
-    lab.take_daemon(&format!("{site}/agent"))?.kill()?;
-    thread::sleep(Duration::from_secs(1));
-    let restarted = std::time::SystemTime::now();
-    lab.start_agent(site)?;
-    let status = lab.world.site(site)?.path("/run/fabedge/status.json");
-    lab.daemon(&format!("{site}/agent"))?
-        .wait_until("it reported", CONVERGENCE, || {
-            fs::metadata(&status)
-                .and_then(|meta| meta.modified())
-                .is_ok_and(|time| time > restarted)
-        })?;
-    thread::sleep(Duration::from_secs(3));
-    traffic.wait("after the restart", CONVERGENCE)?;
-    let reports = traffic.finish()?;
-    let leaked = lab.capture.counts().since(&before).plaintext;
-    let lost = reports[0].lost + reports[1].lost;
-    let sum = lab
-        .figures
-        .get("lost_on_agent_restart")
-        .and_then(Value::as_u64)
-        .unwrap_or(0);
-    lab.figures.set("lost_on_agent_restart", sum + lost);
-    Ok(judge(
-        lost == 0 && leaked == 0,
-        format!("{}; {leaked} plaintext", describe(&reports)),
-    ))
+/// Streams between an edge1 pod (up) and a pod of the connector (down), under way.
+fn traffic(lab: &Lab) -> Result<Pair> {
+    let pair = Pair::start(lab.world.pod("edge1-a")?, lab.world.pod("cloud-a")?, SPARSE)?;
+    pair.wait("at first", CONVERGENCE)?;
+    Ok(pair)
 }
 
 /// charon ends and comes back, as kubelet restarts a container. Stopped in order it deletes its SAs; killed, the
 /// kernel may go on with them until the peers notice. It is over when both ends have the same SAs again.
 fn charon_ends(lab: &mut Lab, site: &str, kill: bool) -> Result<Outcome> {
     let before = lab.capture.counts();
-    let traffic = Traffic::start(lab, SPARSE)?;
+    let traffic = traffic(lab)?;
     let daemon = lab.take_daemon(&format!("{site}/charon"))?;
     if kill {
         daemon.kill()?;
@@ -189,7 +107,7 @@ fn charon_ends(lab: &mut Lab, site: &str, kill: bool) -> Result<Outcome> {
             "{meanwhile}; flows {:.1} s after the start, all in order after {:.1} s; {leaked} plaintext; {}",
             took.as_secs_f64(),
             settled.as_secs_f64(),
-            describe(&reports)
+            reports
         ),
     ))
 }
@@ -198,7 +116,7 @@ fn charon_ends(lab: &mut Lab, site: &str, kill: bool) -> Result<Outcome> {
 /// set down instead.
 fn device_gone(lab: &mut Lab) -> Result<Outcome> {
     let before = lab.capture.counts();
-    let traffic = Traffic::start(lab, SPARSE)?;
+    let traffic = traffic(lab)?;
     let gone = Instant::now();
     let place = &lab.world.site("edge1")?.place;
     match lab.settings.tunnel {
@@ -215,7 +133,7 @@ fn device_gone(lab: &mut Lab) -> Result<Outcome> {
         format!(
             "repaired after {:.1} s; {leaked} plaintext; {}",
             took.as_secs_f64(),
-            describe(&reports)
+            reports
         ),
     ))
 }

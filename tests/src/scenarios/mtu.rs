@@ -11,13 +11,13 @@ use serde_json::Value;
 
 use super::product::{CONVERGENCE, WAIT};
 use super::traffic::ping_whole;
+use crate::lab::charon::swanctl;
 use crate::lab::{Lab, Tunnel, wait_until};
 use crate::observe;
 use crate::place::Place;
 use crate::pod::Pod;
 use crate::probe::responder::PORT;
 use crate::probe::{tcp, udp};
-use crate::site::Site;
 use crate::suite::{Check, Suite, judge};
 use crate::table::Outcome;
 use crate::world::network::underlay;
@@ -187,7 +187,7 @@ fn not_told(lab: &Lab, (a, b): (&str, &str)) -> Result<Vec<String>> {
 fn at_edge3(lab: &Lab, mtu: u32) -> Result<Vec<String>> {
     const PAIRS: [(&str, &str); 2] = [("edge3-a", "cloud-a"), ("edge3-a", "edge1-a")];
     let fragments = || -> Result<u64> {
-        let count = |router| observe::snmp(lab.world.router(router)?, "FragCreates");
+        let count = |router| observe::snmp(lab.world.router(router)?, "Ip", "FragCreates");
         Ok(count("wan")? + count("nat3")?)
     };
     let mut bad = match lab.settings.tunnel {
@@ -238,12 +238,6 @@ fn measure_between(lab: &Lab, (name, other): (&str, &str), expected: RangeInclus
         Ok(all)
     })?;
     Ok(())
-}
-
-/// Tells an edge's charon something, or asks it.
-fn swanctl(edge: &Site, words: &[&str]) -> Result<String> {
-    let uri = ["--uri", "unix:///run/charon.vici"];
-    edge.place.must(&[&["swanctl"], words, &uri].concat())
 }
 
 fn large(lab: &mut Lab) -> Result<Outcome> {

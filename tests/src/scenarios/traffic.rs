@@ -342,9 +342,9 @@ fn received_by_gro(lab: &mut Lab) -> Result<Outcome> {
     };
     let started = Instant::now();
     loop {
-        let before = observe::snmp(node, "InReceives")?;
+        let before = observe::snmp(node, "Ip", "InReceives")?;
         let tally = icmp::ping(&pod.place, cloud.v4.into(), 56, PINGS, WAIT)?;
-        let seen = observe::snmp(node, "InReceives")? - before;
+        let seen = observe::snmp(node, "Ip", "InReceives")? - before;
         // Others send now and then, charon for one.
         let good = tally.all() && seen < u64::from(plain + PINGS / 2);
         // A pod that is new stays with the stack for a moment.

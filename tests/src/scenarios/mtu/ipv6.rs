@@ -4,7 +4,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{ETHERNET, Icmp, TO_EDGE1, forget, lost, measure_between, not_told, set, swanctl};
+use super::{ETHERNET, Icmp, TO_EDGE1, forget, lost, measure_between, not_told, set};
+use crate::lab::charon::swanctl;
 use crate::lab::{Lab, Tunnel, wait_until};
 use crate::scenarios::product::{CONVERGENCE, wait_reach};
 use crate::suite::judge;
