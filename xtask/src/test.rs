@@ -257,6 +257,9 @@ struct World {
     suites: &'static [&'static str],
 }
 
+/// How much TCP carries each way under emulation, where a MiB takes half a second.
+const BULK_MIB: &str = "40";
+
 /// The worlds. Under emulation everything takes its time, so each shows what the others cannot: 6.12 what breaks, 6.1
 /// programs on a kernel without TCX, this kernel userspace ESP.
 const WORLDS: [World; 3] = [
@@ -299,6 +302,9 @@ fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<
             })
             .collect();
         let mut suite = words(&["/host/fabedge-lab", "suite", "--tunnel", world.tunnel.name()]);
+        if world.kernel != Kernel::Host {
+            suite.extend(words(&["--bulk-mib", BULK_MIB]));
+        }
         if arguments.more.is_empty() {
             suite.extend(words(world.suites));
         } else {
