@@ -52,8 +52,8 @@ pub const CHECKS: &[Check] = &[
         run: from_cache,
     },
     Check {
-        name: "no stale state a minute later",
-        run: a_minute_later,
+        name: "no stale state after a minute at most",
+        run: soon_no_stale_state,
     },
 ];
 
@@ -257,9 +257,16 @@ fn move_files(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-fn a_minute_later(lab: &mut Lab) -> Result<Outcome> {
-    thread::sleep(Duration::from_secs(60));
-    reports::no_stale_state(lab)
+/// What the faults above left behind goes by itself: charon retransmits, gives up and deletes.
+fn soon_no_stale_state(lab: &mut Lab) -> Result<Outcome> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let outcome = reports::no_stale_state(lab)?;
+        if !matches!(outcome, Outcome::Failed(_)) || Instant::now() > deadline {
+            return Ok(outcome);
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
 }
 
 /// What faults start from: everything up, edge1 and edge2 joined.

@@ -274,8 +274,8 @@ fn bandwidth(lab: &mut Lab) -> Result<Outcome> {
     let measure = |lab: &Lab| -> Result<(f64, f64)> {
         let (slow, cloud) = (lab.world.pod("edge1-slow")?, lab.world.pod("cloud-a")?);
         wait_reach(slow, cloud, CONVERGENCE)?;
-        let up = tcp::upload(&slow.place, at(cloud.v4), 4 << 20)? * 8.0;
-        let down = tcp::download(&slow.place, at(cloud.v4), 4 << 20)? * 8.0;
+        let up = tcp::upload(&slow.place, at(cloud.v4), 2 << 20)? * 8.0;
+        let down = tcp::download(&slow.place, at(cloud.v4), 2 << 20)? * 8.0;
         Ok((up, down))
     };
     let result = measure(lab);
