@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fabedge_common::config::{NodeConfig, Via};
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
@@ -72,8 +73,16 @@ pub async fn run(
             Some((config, origin)) => {
                 let Settings { role, options, .. } = &reporter.settings;
                 let report = match subsystems.change(*role, config, options).await {
-                    Some(report) => report,
-                    None => subsystems.reconcile(*role, config, options).await,
+                    Some(report) => {
+                        // The look at what was changed is the first of those that follow.
+                        consecutive = 0;
+                        report
+                    }
+                    None => {
+                        // Whatever was told of until now, this pass will see.
+                        let _ = trigger.notified().now_or_never();
+                        subsystems.reconcile(*role, config, options).await
+                    }
                 };
                 let changed = report.changed;
                 if reporter.generation != Some(config.generation) && report.problems.is_empty() {

@@ -19,6 +19,7 @@ use tracing::warn;
 
 use crate::desired;
 use crate::desired::firewall::Table;
+use crate::netlink::OwnPort;
 use crate::subsystem::{self, Outcome, Phase, Subsystem};
 pub use command::{Error, dropped, legacy_tables};
 use elements::Elements;
@@ -57,6 +58,12 @@ impl Firewall {
             forward: Vec::new(),
             missing: Vec::new(),
         })
+    }
+
+    /// By which [`Changes::nftables`](crate::netlink::Changes::nftables) knows changes that this made to elements alone: a pass
+    /// follows them anyway.
+    pub fn port(&self) -> &OwnPort {
+        self.elements.port()
     }
 
     async fn carry_out(&mut self, change: &Change) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, Rou
 use netlink_packet_route::rule::RuleMessage;
 use rtnetlink::IpVersion;
 
-pub use changes::Changes;
+pub use changes::{Changes, OwnPort};
 
 use crate::facts::{Facts, Link, Reception, TunnelKind};
 

@@ -160,14 +160,14 @@ impl Current {
     fn adopt(
         &mut self,
         seen: Instant,
-        found: Result<Arc<NodeConfig>, Error>,
+        found: Result<Found, Error>,
         place: &str,
         origin: Origin,
         cache: &Cache,
     ) -> bool {
         let over = self.outage.take().is_some();
-        match found.and_then(|found| self.take(found, place)) {
-            Ok(config) => {
+        match found.and_then(|found| Ok((self.take(found.config, place)?, found.text))) {
+            Ok((config, text)) => {
                 let known = self.problem.is_none()
                     && self
                         .config
@@ -181,7 +181,7 @@ impl Current {
                     peers = config.peers.len(),
                     "new document"
                 );
-                cache.keep(&config);
+                cache.keep(text);
                 self.config = Some((config, origin));
                 self.seen = Some(seen);
                 self.problem = None;
@@ -249,6 +249,14 @@ fn note(known: &mut Option<Arc<Error>>, error: Error, what: &str) -> bool {
     true
 }
 
+/// A valid document.
+#[derive(Clone, Debug)]
+struct Found {
+    config: Arc<NodeConfig>,
+    /// As it was found, unpacked.
+    text: Arc<String>,
+}
+
 /// Reads documents one after another, of each what is new in it.
 #[derive(Debug, Default)]
 struct Reader {
@@ -262,18 +270,18 @@ impl Reader {
         &mut self,
         plain: Option<String>,
         compressed: Option<&[u8]>,
-    ) -> Result<Option<Arc<NodeConfig>>, config::Error> {
+    ) -> Result<Option<Found>, config::Error> {
         let plain = plain.map(|text| self.read(text)).transpose()?;
         let compressed = compressed
             .map(|bytes| self.read(packed::unpack(bytes)?))
             .transpose()?;
         let both = plain.into_iter().chain(compressed);
-        Ok(both.max_by_key(|config| config.generation))
+        Ok(both.max_by_key(|found| found.config.generation))
     }
 
-    fn read(&mut self, text: String) -> Result<Arc<NodeConfig>, config::Error> {
+    fn read(&mut self, text: String) -> Result<Found, config::Error> {
         let next = match self.last.take() {
-            Some(last) if last.text() == text => last,
+            Some(last) if **last.text() == text => last,
             Some(last) => match last.next(text) {
                 Ok(next) => next,
                 Err(error) => {
@@ -284,9 +292,12 @@ impl Reader {
             },
             None => Document::parse(text)?,
         };
-        let config = Arc::clone(next.config());
+        let found = Found {
+            config: Arc::clone(next.config()),
+            text: Arc::clone(next.text()),
+        };
         self.last = Some(next);
-        Ok(config)
+        Ok(found)
     }
 }
 
@@ -359,7 +370,7 @@ mod tests {
         };
         let generation = |plain: Option<&str>, compressed: Option<&[u8]>| {
             let newest = Reader::default().newest(plain.map(str::to_owned), compressed);
-            newest.unwrap().map(|config| config.generation)
+            newest.unwrap().map(|found| found.config.generation)
         };
         assert_eq!(generation(None, None), None);
         assert_eq!(generation(Some(&text(4)), None), Some(4));

@@ -13,6 +13,7 @@ mod problem;
 mod shared;
 mod validate;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -246,6 +247,13 @@ impl Endpoint {
         self.name
             .split_once('.')
             .map_or(self.name.as_str(), |(_, local)| local)
+    }
+
+    /// Those of its public addresses that are IP addresses, not DNS names.
+    pub fn public_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.public_addresses
+            .iter()
+            .filter_map(|address| address.parse().ok())
     }
 
     /// The pod prefixes without the service prefixes.

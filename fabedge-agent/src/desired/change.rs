@@ -13,8 +13,6 @@ use fabedge_common::abi;
 use fabedge_common::config::{EndpointType, NodeConfig, Peer, Via};
 use ipnet::IpNet;
 
-use super::routes::underlay;
-
 /// More peers than this are not taken apart.
 const MOST: usize = 16;
 
@@ -60,33 +58,40 @@ impl Change {
             .map(AsRef::as_ref)
     }
 
-    /// Whether something of another peer, or of the node itself, depends on one of ours: what is relayed for it, node
-    /// addresses among its prefixes, the same number in the kernel's SAs. `config` is the document as it is.
+    /// Whether something of another peer, or of the node itself, depends on one of ours: what is relayed for it, addresses of
+    /// the underlay among its prefixes ([`underlay`](super::routes::underlay)), the same number in the kernel's SAs. `config`
+    /// is the document as it is. It looks at every peer, so at each but once.
     fn concerns_others(&self, config: &NodeConfig) -> bool {
         let names: BTreeSet<&str> = self.peers().map(|peer| peer.endpoint.name.as_str()).collect();
         let reqids: BTreeSet<u32> = names.iter().map(|name| abi::reqid(name)).collect();
+        let of = |config: &NodeConfig| -> BTreeSet<u32> {
+            let peers = config.peers.iter();
+            peers.map(|peer| abi::reqid(&peer.endpoint.name)).collect()
+        };
+        let come_or_gone = &of(&self.before) ^ &of(&self.after);
         let nets: Vec<IpNet> = self
             .peers()
             .flat_map(|peer| peer.endpoint.subnets.iter().copied())
             .collect();
-        let addresses = self.peers().flat_map(|peer| &peer.endpoint.public_addresses);
-        let addresses: Vec<IpAddr> = addresses.filter_map(|address| address.parse().ok()).collect();
+        let addresses: Vec<IpAddr> = self.peers().flat_map(|peer| peer.endpoint.public_ips()).collect();
 
         let among_ours = |net: &IpNet| nets.iter().any(|own| own.contains(net) || net.contains(own));
         let takes = |net: &IpNet| addresses.iter().any(|address| net.contains(address));
         let own = &config.endpoint;
-        let mut underlay = underlay(config).chain(underlay(&self.before));
         let mut peers = config.peers.iter().chain(&self.before.peers);
         reqids.len() != names.len()
-            || underlay.any(|net| among_ours(&net))
+            || own.node_subnets.iter().any(among_ours)
             || config.network_subnets.iter().chain(&own.subnets).any(takes)
             || peers.any(|peer| {
                 let other = &peer.endpoint;
-                let is_other = !names.contains(other.name.as_str());
+                let is_other = || !names.contains(other.name.as_str());
                 peer.relays.iter().any(|name| names.contains(name.as_str()))
                     || other.subnets.iter().any(takes)
-                    || is_other && other.node_subnets.iter().any(among_ours)
-                    || is_other && reqids.contains(&abi::reqid(&other.name))
+                    || other.public_ips().any(|address| among_ours(&address.into()))
+                    || other.node_subnets.iter().any(among_ours) && is_other()
+                    || !come_or_gone.is_empty()
+                        && is_other()
+                        && come_or_gone.contains(&abi::reqid(&other.name))
             })
     }
 }

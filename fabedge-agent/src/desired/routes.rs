@@ -257,11 +257,7 @@ pub fn nodes_behind(config: &NodeConfig, peer: &Peer) -> impl Iterator<Item = Ip
 /// The addresses that ESP, IKE and the nodes themselves use, as far as the document tells: no pod prefix, however
 /// wide, may take them. (A connector known by a DNS name is covered by its node addresses, if at all.)
 pub fn underlay(config: &NodeConfig) -> impl Iterator<Item = IpNet> {
-    let public = config
-        .peers
-        .iter()
-        .flat_map(|peer| &peer.endpoint.public_addresses)
-        .filter_map(|address| address.parse::<IpAddr>().ok());
+    let public = config.peers.iter().flat_map(|peer| peer.endpoint.public_ips());
     let hops = [false, true].into_iter().filter_map(|v6| next_hop(config, v6));
     let own = config.endpoint.node_subnets.iter().copied();
     own.chain(remote_nodes(config))

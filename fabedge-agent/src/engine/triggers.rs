@@ -25,13 +25,14 @@ const FIREWALL_PAUSE: Duration = Duration::from_secs(2);
 
 /// Starts everything that triggers passes.
 pub fn watch(subsystems: &Subsystems, trigger: &Arc<Notify>) {
+    let own = subsystems.firewall.port().clone();
     tokio::spawn(watch_changes(
         Changes::network,
         Duration::ZERO,
         Arc::clone(trigger),
     ));
     tokio::spawn(watch_changes(
-        Changes::nftables,
+        move || Changes::nftables(own.clone()),
         FIREWALL_PAUSE,
         Arc::clone(trigger),
     ));
@@ -58,7 +59,11 @@ pub fn watch(subsystems: &Subsystems, trigger: &Arc<Notify>) {
 }
 
 /// Passes on the kernel's notices, with a pause after each; a broken subscription is renewed.
-async fn watch_changes(open: fn() -> Result<Changes, netlink::Error>, pause: Duration, trigger: Arc<Notify>) {
+async fn watch_changes(
+    open: impl Fn() -> Result<Changes, netlink::Error>,
+    pause: Duration,
+    trigger: Arc<Notify>,
+) {
     loop {
         let error = match open() {
             Ok(mut changes) => loop {

@@ -13,6 +13,8 @@ use netlink_packet_core::{
 use netlink_sys::constants::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
+use crate::netlink::OwnPort;
+
 /// What changes in a set of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -53,6 +55,7 @@ pub struct Elements {
     /// It stays open: when it closes, the kernel waits until nobody sees what was deleted any more (`nft_rcv_nl_event` in
     /// net/netfilter/nf_tables_api.c), some ten milliseconds.
     socket: Option<Socket>,
+    port: OwnPort,
 }
 
 impl Elements {
@@ -62,17 +65,27 @@ impl Elements {
     /// When the kernel refuses any of it; nothing has changed then.
     pub fn change(&mut self, changes: &[Change]) -> Result<(), Error> {
         let (messages, batch) = batch(changes);
+        let open = || open(&self.port);
         let socket = self.socket.take().map_or_else(open, Ok).map_err(Error)?;
-        transact(&socket, &batch, messages).map_err(Error)?;
-        // After an error, answers may be left in it.
-        self.socket = Some(socket);
-        Ok(())
+        let outcome = transact(&socket, &batch, messages).map_err(Error);
+        if outcome.is_ok() {
+            self.socket = Some(socket);
+        } else {
+            // Answers may be left in it.
+            self.port.set(0);
+        }
+        outcome
+    }
+
+    /// By which the kernel's notices of these changes are known.
+    pub fn port(&self) -> &OwnPort {
+        &self.port
     }
 }
 
-fn open() -> io::Result<Socket> {
+fn open(port: &OwnPort) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
+    port.set(socket.bind_auto()?.port_number());
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.set_non_blocking(true)?;
     Ok(socket)

@@ -3,6 +3,8 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
@@ -19,9 +21,30 @@ const NFTABLES: u32 = 7;
 /// At most so many notices are taken as one change: a flood of them must not keep the thread.
 const BATCH: usize = 4096;
 
+/// `struct nlmsghdr` of linux/netlink.h, whose last field is the port of the socket that asked for the change.
+const HEADER: usize = 16;
+
+/// The port of a socket of our own, whose changes are no news to us.
+#[derive(Clone, Debug, Default)]
+pub struct OwnPort(Arc<AtomicU32>);
+
+impl OwnPort {
+    /// Takes down which one it is; 0, the kernel's own: none is open.
+    pub(crate) fn set(&self, port: u32) {
+        self.0.store(port, Ordering::Relaxed);
+    }
+
+    fn sent(&self, header: &[u8; HEADER]) -> bool {
+        let [.., a, b, c, d] = *header;
+        let port = u32::from_ne_bytes([a, b, c, d]);
+        port != 0 && port == self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A subscription to the kernel's notices.
 pub struct Changes {
     socket: TokioSocket,
+    own: OwnPort,
 }
 
 impl fmt::Debug for Changes {
@@ -36,18 +59,18 @@ impl Changes {
     /// # Errors
     /// When the socket cannot be made or bound.
     pub fn network() -> Result<Self, Error> {
-        Self::open(NETLINK_ROUTE, &GROUPS)
+        Self::open(NETLINK_ROUTE, &GROUPS, OwnPort::default())
     }
 
-    /// Subscribes to nftables, in the network namespace of the calling thread.
+    /// Subscribes to what others than `own` do to nftables, in the network namespace of the calling thread.
     ///
     /// # Errors
     /// When the socket cannot be made or bound.
-    pub fn nftables() -> Result<Self, Error> {
-        Self::open(NETLINK_NETFILTER, &[NFTABLES])
+    pub fn nftables(own: OwnPort) -> Result<Self, Error> {
+        Self::open(NETLINK_NETFILTER, &[NFTABLES], own)
     }
 
-    fn open(protocol: isize, groups: &[u32]) -> Result<Self, Error> {
+    fn open(protocol: isize, groups: &[u32], own: OwnPort) -> Result<Self, Error> {
         let failed = |error: io::Error| Error::new("subscribing to the kernel's network changes", error);
         let mut socket = TokioSocket::new(protocol).map_err(failed)?;
         let groups = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
@@ -55,7 +78,7 @@ impl Changes {
             .socket_mut()
             .bind(&SocketAddr::new(0, groups))
             .map_err(failed)?;
-        Ok(Self { socket })
+        Ok(Self { socket, own })
     }
 
     /// Waits until something has changed since the last call. Everything that is queued counts as one change.
@@ -63,23 +86,25 @@ impl Changes {
     /// # Errors
     /// When the socket is broken; an overrun is no error, it is a change.
     pub async fn next(&mut self) -> Result<(), Error> {
-        // The content is of no interest: the rest of a datagram is discarded with its first byte.
-        let mut received = self.socket.recv(&mut &mut [0_u8; 1][..]).await;
-        for _ in 0..BATCH {
-            match received {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Notices were lost because the queue was full.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Err(error) => return Err(Error::new("waiting for the kernel's network changes", error)),
+        // The rest is of no interest: it is discarded with the header that is read.
+        let mut header = [0_u8; HEADER];
+        loop {
+            let mut changed = false;
+            let mut received = self.socket.recv(&mut &mut header[..]).await;
+            for _ in 0..BATCH {
+                match received {
+                    Ok(()) => changed |= !self.own.sent(&header),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    // Notices were lost because the queue was full.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => changed = true,
+                    Err(error) => return Err(Error::new("waiting for the kernel's network changes", error)),
+                }
+                received = self.socket.socket_ref().recv(&mut &mut header[..], 0).map(|_| ());
             }
-            received = self
-                .socket
-                .socket_ref()
-                .recv(&mut &mut [0_u8; 1][..], 0)
-                .map(|_| ());
+            if changed {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 }

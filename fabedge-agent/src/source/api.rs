@@ -3,10 +3,9 @@
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fabedge_common::config::{NodeConfig, packed};
+use fabedge_common::config::packed;
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::runtime::utils::Backoff as _;
@@ -16,7 +15,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::cache::Cache;
-use super::{Current, Error, Origin, Reader};
+use super::{Current, Error, Found, Origin, Reader};
 
 /// Seconds after which the API server ends a watch and is asked anew. One that is gone without a word is missed 5
 /// seconds later.
@@ -158,12 +157,7 @@ async fn keep_up(
 }
 
 /// The document in a ConfigMap.
-fn document(
-    reader: &mut Reader,
-    map: ConfigMap,
-    name: &ConfigMapName,
-    place: &str,
-) -> Result<Arc<NodeConfig>, Error> {
+fn document(reader: &mut Reader, map: ConfigMap, name: &ConfigMapName, place: &str) -> Result<Found, Error> {
     let plain = map.data.and_then(|mut data| data.remove(packed::DOCUMENT_KEY));
     let compressed = map
         .binary_data

@@ -17,7 +17,7 @@ use super::{Current, Error, Origin};
 pub(super) struct Cache {
     path: PathBuf,
     /// What is to be kept.
-    newest: watch::Sender<Option<Arc<NodeConfig>>>,
+    newest: watch::Sender<Option<Arc<String>>>,
 }
 
 impl Cache {
@@ -58,22 +58,19 @@ impl Cache {
         })
     }
 
-    /// Keeps a document that was taken.
-    pub(super) fn keep(&self, config: &Arc<NodeConfig>) {
-        self.newest.send_replace(Some(Arc::clone(config)));
+    /// Keeps the text of a document that was taken.
+    pub(super) fn keep(&self, text: Arc<String>) {
+        self.newest.send_replace(Some(text));
     }
 }
 
-async fn write(path: PathBuf, mut newest: watch::Receiver<Option<Arc<NodeConfig>>>) {
+async fn write(path: PathBuf, mut newest: watch::Receiver<Option<Arc<String>>>) {
     while newest.changed().await.is_ok() {
-        let Some(config) = newest.borrow_and_update().clone() else {
+        let Some(text) = newest.borrow_and_update().clone() else {
             continue;
         };
         let place = path.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            let text = config.to_yaml().map_err(io::Error::other)?;
-            write_private(&place, text.as_bytes())
-        });
+        let written = tokio::task::spawn_blocking(move || write_private(&place, text.as_bytes()));
         if let Err(error) = written.await.map_err(io::Error::other).and_then(|kept| kept) {
             warn!(%error, path = %path.display(), "cannot keep the document: the node would not survive a reboot without its cloud");
         }

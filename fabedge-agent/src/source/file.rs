@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fabedge_common::config::{self, NodeConfig, packed};
+use fabedge_common::config::{self, packed};
 use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::{Notify, watch};
 use tracing::debug;
 
 use super::cache::Cache;
-use super::{Current, Error, Origin, Reader};
+use super::{Current, Error, Found, Origin, Reader};
 
 /// File events may be lost (an overrun, a file system without inotify); the file is read this often at the least.
 const POLL: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ fn refresh(current: &mut Current, reader: &mut Reader, path: &Path, cache: &Cach
 }
 
 /// The document in the form in which it is there.
-fn read(reader: &mut Reader, path: &Path) -> Result<Arc<NodeConfig>, Error> {
+fn read(reader: &mut Reader, path: &Path) -> Result<Found, Error> {
     let mut compressed = OsString::from(path);
     compressed.push(".gz");
     let compressed = PathBuf::from(compressed);
@@ -94,7 +94,7 @@ fn read(reader: &mut Reader, path: &Path) -> Result<Arc<NodeConfig>, Error> {
         })
     };
     match once()? {
-        Some(config) => Ok(config),
+        Some(found) => Ok(found),
         // The volume may have been swapped between the two looks, from one form to the other.
         None => once()?.ok_or_else(|| Error::Read {
             place: path.display().to_string(),

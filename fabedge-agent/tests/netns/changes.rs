@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use fabedge_agent::netlink::Changes;
+use fabedge_agent::netlink::{Changes, OwnPort};
 
 use super::space::{in_space, sh};
 
@@ -9,7 +9,7 @@ async fn noticed(changes: &mut Changes) -> bool {
 }
 
 /// Whether something more is noticed, which costs a moment where nothing is.
-async fn more(changes: &mut Changes) -> bool {
+pub async fn more(changes: &mut Changes) -> bool {
     noticed_within(changes, Duration::from_millis(100)).await
 }
 
@@ -69,7 +69,7 @@ fn an_overrun_is_a_change_and_no_error() {
 #[test]
 fn a_change_of_nftables_is_noticed_whoever_makes_it() {
     in_space(async || {
-        let mut changes = Changes::nftables().unwrap();
+        let mut changes = Changes::nftables(OwnPort::default()).unwrap();
         assert!(!more(&mut changes).await, "nothing has happened");
         for change in [
             "nft add table inet other",

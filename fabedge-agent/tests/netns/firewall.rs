@@ -1,9 +1,10 @@
 use fabedge_agent::desired::firewall as desired;
 use fabedge_agent::facts::{Facts, TunnelKind};
 use fabedge_agent::firewall::{Firewall, dropped};
-use fabedge_agent::netlink::Netlink;
+use fabedge_agent::netlink::{Changes, Netlink};
 use fabedge_agent::subsystem::{Phase, Subsystem as _};
 
+use super::changes::more as noticed;
 use super::documents;
 use super::space::{assert_fine, assert_settled, failure, in_space, settle, sh};
 
@@ -154,6 +155,7 @@ fn one_peer_is_changed_by_itself_and_the_whole_finds_nothing_left_to_do() {
         let mut before = with(steps[0]);
         let mut firewall = Firewall::new();
         settle(&mut firewall, &before).await;
+        let mut others = Changes::nftables(firewall.port().clone()).unwrap();
         for step in steps {
             let after = with(step);
             let (was, is) = (before.table.as_ref().unwrap(), after.table.as_ref().unwrap());
@@ -163,8 +165,11 @@ fn one_peer_is_changed_by_itself_and_the_whole_finds_nothing_left_to_do() {
             before = after;
         }
 
+        assert!(!noticed(&mut others).await, "our own changes are no news");
+
         // Of a change that cannot be made whole, nothing is made.
         sh("nft delete element inet fabedge peers4 '{ 10.40.0.0/24 }'");
+        assert!(noticed(&mut others).await);
         let listed = sh("nft list table inet fabedge");
         let after = with(&["10.41.0.0/24", "fd00:41::/64"]);
         let (was, is) = (before.table.as_ref().unwrap(), after.table.as_ref().unwrap());

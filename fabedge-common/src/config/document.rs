@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{EndpointType, Error, NodeConfig, Peer};
 
 /// How the list of peers begins in the text that [`NodeConfig::to_yaml`] writes.
@@ -15,7 +17,7 @@ const MOST: usize = 16;
 /// A document and its text.
 #[derive(Clone, Debug)]
 pub struct Document {
-    text: String,
+    text: Arc<String>,
     config: Arc<NodeConfig>,
     /// Where in the text each peer begins, and where the last one ends; none for a text that is not, to the byte, what
     /// [`NodeConfig::to_yaml`] makes of the document.
@@ -43,7 +45,7 @@ impl Document {
         let marks = begin.map(|begin| items(&text[begin..]).map(|item| item + begin).collect());
         let marks = marks.filter(|marks: &Vec<usize>| marks.len() == config.peers.len() + 1 && canonical());
         Ok(Self {
-            text,
+            text: Arc::new(text),
             config: Arc::new(config),
             marks,
         })
@@ -56,7 +58,7 @@ impl Document {
     pub fn next(&self, text: String) -> Result<Self, Error> {
         match self.spliced(&text) {
             Some((config, marks)) => Ok(Self {
-                text,
+                text: Arc::new(text),
                 config: Arc::new(config),
                 marks: Some(marks),
             }),
@@ -70,7 +72,7 @@ impl Document {
     }
 
     /// Its text.
-    pub fn text(&self) -> &str {
+    pub fn text(&self) -> &Arc<String> {
         &self.text
     }
 
@@ -155,8 +157,28 @@ fn splice<'a>(old: &str, marks: &[usize], new: &'a str, head: usize) -> Option<S
     })
 }
 
+/// What no two peers have.
+#[derive(Default)]
+struct Own<'a> {
+    names: BTreeSet<&'a str>,
+    ids: BTreeSet<&'a str>,
+    nets: BTreeSet<IpNet>,
+}
+
+impl<'a> Own<'a> {
+    fn of(peers: &'a [Arc<Peer>]) -> Self {
+        let mut all = Self::default();
+        for peer in peers {
+            all.names.insert(&peer.endpoint.name);
+            all.ids.insert(&peer.endpoint.id);
+            all.nets.extend(&peer.endpoint.subnets);
+        }
+        all
+    }
+}
+
 /// Whether `peers` may take the place of `gone` beside the peers that are kept: what [`NodeConfig::parse`] checks
-/// across peers. It has looked at each of `peers` by itself.
+/// across peers. It has looked at each of `peers` by itself, and what one of them has of those that are gone fitted before.
 fn fit<'a, I: Iterator<Item = &'a Arc<Peer>>>(
     peers: &[Arc<Peer>],
     gone: &[Arc<Peer>],
@@ -166,23 +188,20 @@ fn fit<'a, I: Iterator<Item = &'a Arc<Peer>>>(
     if peers.len() + gone.len() > MOST || peers.iter().chain(gone).any(connector) {
         return false;
     }
-    let names: BTreeSet<&str> = peers.iter().map(|peer| peer.endpoint.name.as_str()).collect();
-    let ids: BTreeSet<&str> = peers.iter().map(|peer| peer.endpoint.id.as_str()).collect();
-    let nets: Vec<_> = peers.iter().flat_map(|peer| &peer.endpoint.subnets).collect();
-    let lost: BTreeSet<&str> = gone
-        .iter()
-        .map(|peer| peer.endpoint.name.as_str())
-        .filter(|name| !names.contains(name))
-        .collect();
+    let (old, new) = (Own::of(gone), Own::of(peers));
+    let names = &new.names - &old.names;
+    let ids = &new.ids - &old.ids;
+    let nets = &new.nets - &old.nets;
+    let lost = &old.names - &new.names;
     !kept().any(|peer| {
         let own = &peer.endpoint;
-        names.contains(own.name.as_str())
-            || ids.contains(own.id.as_str())
+        !names.is_empty() && names.contains(own.name.as_str())
+            || !ids.is_empty() && ids.contains(own.id.as_str())
             || peer.relays.iter().any(|name| lost.contains(name.as_str()))
             || own
                 .subnets
                 .iter()
-                .any(|net| nets.iter().any(|new| new.contains(net) || net.contains(*new)))
+                .any(|net| nets.iter().any(|new| new.contains(net) || net.contains(new)))
     })
 }
 
