@@ -9,6 +9,7 @@ mod rows;
 mod services;
 mod steps;
 mod traffic;
+mod troubles;
 mod uninstall;
 
 use std::fs;

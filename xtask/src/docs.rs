@@ -13,13 +13,14 @@ use crate::progress::output;
 use crate::rules::Checked;
 
 /// The guides whose commands tests run.
-const GUIDES: [&str; 6] = [
+const GUIDES: [&str; 7] = [
     "docs/install.md",
     "docs/install.zh.md",
     "docs/upgrade.md",
     "docs/uninstall.md",
     "docs/uninstall.zh.md",
     "docs/faq.md",
+    "docs/troubleshooting.md",
 ];
 
 /// Guides in two languages, with the same commands.

@@ -49,6 +49,7 @@ impl Guide {
         self.row("a node that comes back is an edge again", Self::node_comes);
         self.outages();
         self.document("faq.md")?;
+        self.document("troubleshooting.md")?;
         self.row(
             "in all that time, no plaintext between the sites",
             Self::no_plaintext,

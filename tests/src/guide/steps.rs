@@ -74,7 +74,10 @@ impl Guide {
                     Ok(judge(true, format!("TCP {service}:443; {took:.1} s")))
                 });
             }
-            _ => self.before_joining(block)?,
+            _ => {
+                self.before_joining(block)?;
+                self.before_trouble(block)?;
+            }
         }
         Ok(())
     }
@@ -171,7 +174,11 @@ impl Guide {
             }
             "move-connector" => lines_missing(text, &["STATUS: deployed"]),
             "uninstall" => lines_missing(text, &["release \"fabedge\" uninstalled"]),
-            _ => self.said_of_joining(block, text)?,
+            _ => [
+                self.said_of_joining(block, text)?,
+                self.said_of_trouble(block, text),
+            ]
+            .concat(),
         };
         Ok(unless(&problems, ""))
     }
@@ -238,7 +245,10 @@ impl Guide {
             "unlabel" => {
                 self.row("edges have the cloud's CNI again", Self::edges_are_given_back);
             }
-            _ => self.after_joining(block, text)?,
+            _ => {
+                self.after_joining(block, text)?;
+                self.after_trouble(block)?;
+            }
         }
         Ok(())
     }
