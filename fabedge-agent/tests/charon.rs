@@ -389,6 +389,27 @@ fn another_authority_takes_over_without_a_loss() {
 }
 
 #[test]
+fn an_authority_that_went_while_no_agent_ran_is_not_trusted() {
+    let mut world = start(World::new());
+    let old = world.authority.pem.clone();
+    let pings = world.edge.start(STREAM);
+    let trusted = world.connector.path("ca.crt");
+    std::fs::write(&trusted, format!("{}{old}", Authority::new("somebody").pem)).unwrap();
+    world
+        .connector
+        .wait("two authorities at charon", 10, |site| site.authorities() == 2);
+    world.connector.stop_agent();
+    std::fs::write(&trusted, old).unwrap();
+    world.connector.start_agent();
+    world
+        .connector
+        .wait("one authority at charon", 10, |site| site.authorities() == 1);
+    world.connector.wait_idle();
+    assert_eq!(world.connector.failures().len(), 0);
+    lossless(pings, "the authority went");
+}
+
+#[test]
 fn who_is_revoked_goes_and_stays_away_and_others_stay() {
     let world = World::new();
     let mut other = world.second_edge();

@@ -10,7 +10,7 @@ use super::initiate::{self, Initiator};
 use super::messages;
 use super::plan::Doomed;
 use super::vici;
-use super::{Error, Plan, Tunnels, anchors, credentials, leftovers};
+use super::{Error, Plan, Tunnels, anchors, credentials, leftovers, peers};
 use crate::desired::tunnels::{Connection, Connections};
 use crate::subsystem::Outcome;
 
@@ -32,13 +32,12 @@ async fn ask<Q: serde::Serialize>(
 
 type Named<'a> = (&'a String, &'a Arc<Connection>);
 
-/// Gives charon connections whose peers prove themselves by one of these authorities.
+/// Gives charon connections.
 async fn load<'a>(
     vici: &mut Option<vici::Connection>,
     batch: &[Named<'a>],
-    authorities: &[Vec<u8>],
 ) -> Vec<(Named<'a>, Result<(), Error>)> {
-    let request = |some: &[Named<'a>]| messages::load_conn(some.iter().copied(), authorities);
+    let request = |some: &[Named<'a>]| messages::load_conn(some.iter().copied());
     if batch.len() > 1 && ask(vici, "load-conn", &request(batch)).await.is_ok() {
         return batch.iter().map(|one| (*one, Ok(()))).collect();
     }
@@ -59,7 +58,7 @@ impl Tunnels {
         ask(&mut self.vici, command, request).await
     }
 
-    async fn load_connections(&mut self, connections: &Connections, authorities: &[Vec<u8>]) -> Vec<Outcome> {
+    async fn load_connections(&mut self, connections: &Connections) -> Vec<Outcome> {
         let connections: Vec<Named> = connections.iter().collect();
         let batches = connections.chunks(BATCH);
         let most = std::thread::available_parallelism()
@@ -78,7 +77,7 @@ impl Tunnels {
         let each = lanes.iter_mut().map(async |lane| {
             let mut results = Vec::new();
             while let Some(batch) = next() {
-                results.extend(load(lane, batch, authorities).await);
+                results.extend(load(lane, batch).await);
             }
             results
         });
@@ -161,7 +160,15 @@ impl Tunnels {
             }
             .into());
         }
-        let emptied = self.material.as_ref().is_some_and(|old| !material.covers(old));
+        let emptied = match (&self.material, &mut self.vici) {
+            (Some(old), _) => !material.covers(old),
+            // An earlier life of the agent may have had it trust others.
+            (None, Some(vici)) => {
+                let trusted = peers::certificates(vici, "CA").await?;
+                trusted.iter().any(|der| !material.authorities.contains(der))
+            }
+            (None, None) => false,
+        };
         if emptied {
             // There is no other way to take something from it. SAs need nothing of it.
             self.command("clear-creds", &vici::Empty {}).await?;
@@ -188,13 +195,6 @@ impl Tunnels {
         if let Some(id) = previous.filter(|_| !emptied) {
             self.command("unload-key", &messages::UnloadKey { id: &id })
                 .await?;
-        }
-        if self
-            .material
-            .as_ref()
-            .is_none_or(|old| old.authorities != material.authorities)
-        {
-            self.loaded.clear();
         }
         self.material = Some(taken);
         // A list is kept once nothing rests any more on what it revokes.
@@ -226,9 +226,8 @@ impl Tunnels {
                 result,
             ));
         }
-        if let Some(material) = &self.material {
-            let authorities = material.authorities.clone();
-            outcomes.extend(self.load_connections(&plan.sas.load, &authorities).await);
+        if self.material.is_some() {
+            outcomes.extend(self.load_connections(&plan.sas.load).await);
         }
         let targets: initiate::Targets = plan
             .sas

@@ -85,8 +85,6 @@ pub struct IkeConfig<'a> {
 struct Auth<'a> {
     auth: &'static str,
     id: &'a str,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    cacerts: Vec<Blob>,
     #[serde(skip_serializing_if = "Option::is_none")]
     revocation: Option<&'static str>,
 }
@@ -112,17 +110,17 @@ struct ChildConfig {
     rand_time: u32,
 }
 
-/// The `load-conn` of connections, which trust peers certified by one of `authorities` (DER) and no others.
+/// The `load-conn` of connections. Their peers have to be certified by an authority that charon has: one that is named in a
+/// connection is read anew for each, which takes charon longer than all the rest of it.
 pub fn load_conn<'a>(
     connections: impl IntoIterator<Item = (&'a String, &'a Arc<Connection>)>,
-    authorities: &[Vec<u8>],
 ) -> LoadConn<'a> {
     let each = connections.into_iter();
-    each.map(|(name, connection)| (name.as_str(), ike_config(connection, authorities)))
+    each.map(|(name, connection)| (name.as_str(), ike_config(connection)))
         .collect()
 }
 
-fn ike_config<'a>(connection: &'a Connection, authorities: &[Vec<u8>]) -> IkeConfig<'a> {
+fn ike_config(connection: &Connection) -> IkeConfig<'_> {
     let text =
         |nets: &std::collections::BTreeSet<ipnet::IpNet>| nets.iter().map(ToString::to_string).collect();
     let child = |life_time| ChildConfig {
@@ -175,13 +173,11 @@ fn ike_config<'a>(connection: &'a Connection, authorities: &[Vec<u8>]) -> IkeCon
         local: Auth {
             auth: "pubkey",
             id: &connection.local_id,
-            cacerts: Vec::new(),
             revocation: None,
         },
         remote: Auth {
             auth: "pubkey",
             id: &connection.remote_id,
-            cacerts: authorities.iter().cloned().map(Blob).collect(),
             // Who is on a list is refused. Without a list, or with one out of date, nobody is locked out.
             revocation: Some("relaxed"),
         },
@@ -254,7 +250,7 @@ pub struct ListCerts {
     /// `X509`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// `NONE`: those that are no authorities'.
+    /// `CA`: those of authorities, `NONE`: all others.
     pub flag: &'static str,
 }
 

@@ -144,17 +144,20 @@ async fn listen(socket: PathBuf, file: Option<PathBuf>, known: Arc<Mutex<Known>>
     }
 }
 
-/// Adds the certificates that charon lists.
-async fn note(vici: &mut Connection, file: Option<&Path>, known: &Mutex<Known>) -> Result<(), Error> {
+/// The certificates (DER) that charon lists: those of authorities (flag `CA`), or all others (`NONE`).
+pub(super) async fn certificates(vici: &mut Connection, flag: &'static str) -> Result<Vec<Vec<u8>>, Error> {
     let mut listed = Vec::new();
-    let request = ListCerts {
-        kind: "X509",
-        flag: "NONE",
-    };
+    let request = ListCerts { kind: "X509", flag };
     vici.stream("list-certs", "list-cert", &request, LIMIT, |event: ListCert| {
         listed.push(event.data.0);
     })
     .await?;
+    Ok(listed)
+}
+
+/// Adds the certificates that charon lists.
+async fn note(vici: &mut Connection, file: Option<&Path>, known: &Mutex<Known>) -> Result<(), Error> {
+    let listed = certificates(vici, "NONE").await?;
     let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
     // Each is to be looked at, also after one that is new.
     let added = listed.iter().filter(|der| known.add(der)).count();
