@@ -220,7 +220,7 @@ fn questions_of(readme: &str) -> Vec<String> {
         .collect()
 }
 
-/// After everything else, and a minute after the last fault: kernel states and policies are those that charon knows.
+/// When all has settled after the last fault, the kernel's states are those that charon knows.
 pub fn no_stale_state(lab: &mut Lab) -> Result<Outcome> {
     if lab.settings.tunnel == Tunnel::Libipsec {
         return Ok(Outcome::NotHere("charon keeps its own states".to_owned()));

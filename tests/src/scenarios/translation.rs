@@ -293,8 +293,9 @@ fn bandwidth(lab: &mut Lab) -> Result<Outcome> {
     ))
 }
 
-/// How long a new drop in FORWARD may keep three pairs of pods apart: agents look every 30 s even without a notice.
-const FORWARD_REPAIR: Duration = Duration::from_secs(15);
+/// How long a new drop in FORWARD may keep three pairs of pods apart, under emulation: agents look every 30 s even without a
+/// notice.
+const FORWARD_REPAIR: Duration = Duration::from_secs(25);
 
 /// What Docker does to a host: everything that is forwarded and not explicitly accepted is dropped.
 fn forward_drop(lab: &mut Lab, tool: &str) -> Result<Outcome> {
