@@ -156,10 +156,27 @@ impl Lease {
                 () = tokio::time::sleep(RETRY) => {}
             }
         }
-        if is_leader() {
-            let freed = self.write(None).await;
+        if is_leader() && renewed.borrow().elapsed() <= DEADLINE {
+            let freed = self.give_back().await;
             debug!(?freed, "gave the lease back");
         }
+    }
+
+    /// Gives back what is ours. One that was there before our last one is not: who comes next must hear of no lead that was
+    /// handed over in a store of which agents have seen more.
+    async fn give_back(&self) -> Result<bool, kube::Error> {
+        let found = self.api.get(NAME).await?;
+        let holder = found.spec.as_ref().and_then(|spec| spec.holder_identity.as_ref());
+        if self.version_of(&found.metadata) < self.version || holder != Some(&self.identity) {
+            return Ok(false);
+        }
+        self.write(found.metadata, None).await
+    }
+
+    /// The version of a record; that of the last one where it is no number.
+    fn version_of(&self, metadata: &ObjectMeta) -> u64 {
+        let version = metadata.resource_version.as_ref();
+        version.and_then(|text| text.parse().ok()).unwrap_or(self.version)
     }
 
     /// Takes or renews the lease.
@@ -172,8 +189,7 @@ impl Lease {
                 Err(error) => Err(error),
             };
         };
-        let version = found.metadata.resource_version.as_ref();
-        let version = version.and_then(|text| text.parse().ok()).unwrap_or(self.version);
+        let version = self.version_of(&found.metadata);
         if version < self.version {
             return Ok(Held::Before);
         }
@@ -188,19 +204,15 @@ impl Lease {
         self.seen = Some((spec, since));
         if holder == self.identity || holder.is_empty() || since.elapsed() > DURATION {
             self.given_back = renewed.filter(|_| holder.is_empty());
-            let ours = self.write(Some(found.metadata)).await?;
+            let ours = self.write(found.metadata, Some(&self.identity)).await?;
             Ok(if ours { Held::Ours } else { Held::Others })
         } else {
             Ok(Held::Others)
         }
     }
 
-    /// Replaces the record: with us as the holder, or with nobody. Fails quietly when somebody else was quicker.
-    async fn write(&self, metadata: Option<ObjectMeta>) -> Result<bool, kube::Error> {
-        let (metadata, holder) = match metadata {
-            Some(metadata) => (metadata, Some(self.identity.as_str())),
-            None => (self.api.get(NAME).await?.metadata, None),
-        };
+    /// Replaces the record: with this holder, or with nobody. Fails quietly when somebody else was quicker.
+    async fn write(&self, metadata: ObjectMeta, holder: Option<&str>) -> Result<bool, kube::Error> {
         let before = self.seen.as_ref().map(|(spec, _)| spec);
         let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or(0);
         let changes = before.and_then(|spec| spec.holder_identity.as_deref()) != holder;
