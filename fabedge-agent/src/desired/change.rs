@@ -63,12 +63,12 @@ impl Change {
     /// is the document as it is. It looks at every peer, so at each but once.
     fn concerns_others(&self, config: &NodeConfig) -> bool {
         let names: BTreeSet<&str> = self.peers().map(|peer| peer.endpoint.name.as_str()).collect();
-        let reqids: BTreeSet<u32> = names.iter().map(|name| abi::reqid(name)).collect();
-        let of = |config: &NodeConfig| -> BTreeSet<u32> {
+        let reqids = |config: &NodeConfig| -> BTreeSet<u32> {
             let peers = config.peers.iter();
             peers.map(|peer| abi::reqid(&peer.endpoint.name)).collect()
         };
-        let come_or_gone = &of(&self.before) ^ &of(&self.after);
+        let (was, is) = (reqids(&self.before), reqids(&self.after));
+        let come_or_gone = &was ^ &is;
         let nets: Vec<IpNet> = self
             .peers()
             .flat_map(|peer| peer.endpoint.subnets.iter().copied())
@@ -79,7 +79,7 @@ impl Change {
         let takes = |net: &IpNet| addresses.iter().any(|address| net.contains(address));
         let own = &config.endpoint;
         let mut peers = config.peers.iter().chain(&self.before.peers);
-        reqids.len() != names.len()
+        (&was | &is).len() != names.len()
             || own.node_subnets.iter().any(among_ours)
             || config.network_subnets.iter().chain(&own.subnets).any(takes)
             || peers.any(|peer| {
