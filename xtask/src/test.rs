@@ -14,6 +14,7 @@ use crate::interrupt::Interrupt;
 use crate::lab::{Tunnel, environment, save, words};
 use crate::machine::{Kernel, Machine, Options};
 use crate::places::Places;
+use crate::progress::step;
 use crate::tally::{Counts, Tally};
 use crate::toolchain::cargo;
 use crate::{build, docs, image, k8s, kept, rules, setup};
@@ -115,6 +116,12 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
     if suites.iter().any(Suite::needs_programs) {
         let began = Instant::now();
         setup::ensure(places)?;
+        if arguments.only.is_empty() {
+            build::ebpf(places)?;
+            step("building all programs and their tests", || {
+                special::build_all(places)
+            })?;
+        }
         build::all(places)?;
         lines.push(format!("  {:<6} {}", "build", minutes(began)));
     }

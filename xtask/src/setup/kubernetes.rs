@@ -34,6 +34,10 @@ const COMPILED: &[&str] = &[
     "kubelet",
 ];
 
+/// What they are compiled without, by Kubernetes' own build tags: its clients of five clouds, and of Docker, that nothing here
+/// asks for.
+const TAGS: &str = "providerless,dockerless";
+
 /// What is taken from a binary package: the package, and its program in /usr/bin.
 const UNPACKED: &[(&str, &str)] = &[("etcd-server", "etcd"), ("kubernetes-client", "kubectl")];
 
@@ -42,7 +46,7 @@ const RECIPE: &str = "1";
 
 /// Where the programs of this recipe are.
 pub fn folder(places: &Places) -> PathBuf {
-    let mut parts = vec![RECIPE.to_owned(), GO.to_owned(), link_flags()];
+    let mut parts = vec![RECIPE.to_owned(), GO.to_owned(), link_flags(), TAGS.to_owned()];
     parts.extend(source::parts());
     parts.extend(COMPILED.iter().map(|name| (*name).to_owned()));
     parts.extend(UNPACKED.iter().map(|(package, _)| (*package).to_owned()));
@@ -73,7 +77,7 @@ fn make(folder: &Path, places: &Places, log: &Log) -> Result<()> {
         step(&format!("compiling {name} {VERSION}"), || {
             log.run(
                 go.command("build")
-                    .args(["-trimpath", "-ldflags", &link_flags(), "-o"])
+                    .args(["-trimpath", "-tags", TAGS, "-ldflags", &link_flags(), "-o"])
                     .arg(folder.join(name))
                     .arg(format!("k8s.io/kubernetes/cmd/{name}")),
             )

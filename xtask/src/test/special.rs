@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::places::Places;
-use crate::progress::output;
+use crate::progress::{attached, output};
 use crate::toolchain::cargo;
 
 /// What a test program needs.
@@ -84,6 +84,24 @@ pub fn build(places: &Places, needs: Needs) -> Result<Vec<PathBuf>> {
         bail!("cargo built the test programs {found:?} instead of {names:?}");
     }
     Ok(built)
+}
+
+/// Builds all test programs at once, those that `cargo test` runs and the special ones: what they are made of is compiled one
+/// after the other, and the other processor compiles something else meanwhile.
+pub fn build_all(places: &Places) -> Result<()> {
+    let mut build = cargo();
+    build
+        .args([
+            "test",
+            "--quiet",
+            "--release",
+            "--workspace",
+            "--no-run",
+            "--tests",
+        ])
+        .args(all(places)?)
+        .current_dir(&places.repo);
+    attached(&mut build)
 }
 
 /// The name of the target that a test program was built of: cargo appends a dash and a hash.
