@@ -4,7 +4,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::config::Kubeconfig;
 use rustix::process::Signal;
 use serde_json::json;
@@ -129,4 +129,31 @@ fn who_was_not_handed_the_lease_gives_out_documents_anew() {
             })
             .await;
     });
+}
+
+/// One that was stopped, as on a machine that hangs, gives nothing back that another one has taken meanwhile.
+#[test]
+fn a_lease_that_another_one_holds_stays_its_own() {
+    let mut world = World::new("others-lease");
+    let place = world.start("one");
+    let leases: Api<Lease> = Api::namespaced(world.client.clone(), "others-lease");
+    let holder = async || {
+        let lease = leases.get("fabedge-operator-leader").await.unwrap();
+        lease.spec.unwrap().holder_identity.unwrap_or_default()
+    };
+    world.runtime.block_on(async {
+        world
+            .wait_until("one leads", async || world.said("one").contains("leading"))
+            .await;
+        world.signal(place, Signal::STOP);
+        let taken = Patch::Merge(json!({"spec": {"holderIdentity": "two", "leaseTransitions": 7}}));
+        leases
+            .patch("fabedge-operator-leader", &PatchParams::default(), &taken)
+            .await
+            .unwrap();
+    });
+    world.signal(place, Signal::TERM);
+    world.signal(place, Signal::CONT);
+    world.ended(place);
+    assert_eq!(world.runtime.block_on(holder()), "two");
 }
