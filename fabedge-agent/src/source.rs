@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use fabedge_common::config::{self, Document, NodeConfig, packed};
+use fabedge_common::config::packed::{self, Members};
+use fabedge_common::config::{self, Document, NodeConfig};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -257,10 +258,21 @@ struct Found {
     text: Arc<String>,
 }
 
+impl Found {
+    fn of(document: &Document) -> Self {
+        Self {
+            config: Arc::clone(document.config()),
+            text: Arc::clone(document.text()),
+        }
+    }
+}
+
 /// Reads documents one after another, of each what is new in it.
 #[derive(Debug, Default)]
 struct Reader {
     last: Option<Document>,
+    /// What `last` was unpacked from, if it was.
+    members: Members,
 }
 
 impl Reader {
@@ -272,14 +284,25 @@ impl Reader {
         compressed: Option<&[u8]>,
     ) -> Result<Option<Found>, config::Error> {
         let plain = plain.map(|text| self.read(text)).transpose()?;
-        let compressed = compressed
-            .map(|bytes| self.read(packed::unpack(bytes)?))
-            .transpose()?;
+        let compressed = compressed.map(|bytes| self.unpack(bytes)).transpose()?;
         let both = plain.into_iter().chain(compressed);
         Ok(both.max_by_key(|found| found.config.generation))
     }
 
+    /// One file event is seldom alone, and unpacking what is known takes as long as all the rest.
+    fn unpack(&mut self, bytes: &[u8]) -> Result<Found, config::Error> {
+        let (text, members) = match &self.last {
+            Some(last) if self.members.bytes() == bytes => return Ok(Found::of(last)),
+            Some(last) => self.members.next(last.text(), bytes)?,
+            None => Members::default().next("", bytes)?,
+        };
+        let found = self.read(text)?;
+        self.members = members;
+        Ok(found)
+    }
+
     fn read(&mut self, text: String) -> Result<Found, config::Error> {
+        self.members = Members::default();
         let next = match self.last.take() {
             Some(last) if **last.text() == text => last,
             Some(last) => match last.next(text) {
@@ -292,10 +315,7 @@ impl Reader {
             },
             None => Document::parse(text)?,
         };
-        let found = Found {
-            config: Arc::clone(next.config()),
-            text: Arc::clone(next.text()),
-        };
+        let found = Found::of(&next);
         self.last = Some(next);
         Ok(found)
     }

@@ -1,10 +1,11 @@
 //! A document's text as an object of the API or a folder holds it: as it is while it is small, else compressed.
 
-use std::io::{self, Read, Write as _};
+use std::error::Error as StdError;
+use std::io::{self, Write as _};
+use std::ops::Range;
 
-use flate2::Compression;
-use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
+use flate2::{Compression, Crc, Decompress, FlushDecompress, Status};
 
 use super::Error;
 
@@ -19,6 +20,18 @@ pub const PLAIN_BYTES: usize = 700 << 10;
 
 /// A longer document is not read: 10,000 peers take about 3 MiB.
 pub const MAX_BYTES: u64 = 32 << 20;
+
+/// The largest window that gzip has, as a power of two.
+const WINDOW_BITS: u8 = 15;
+
+/// How many items of a list are a part of their own, on average: of peers some 50 KB.
+const ITEMS: u32 = 256;
+
+/// How many known members are looked at for the one that comes next: so many may have gone at one place.
+const AHEAD: usize = 8;
+
+/// For how many bytes more there is room at a time.
+const ROOM: usize = 64 << 10;
 
 /// A text in one of its two forms.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,21 +59,118 @@ pub fn pack(text: String) -> Packed {
 /// # Errors
 /// [`Error::Damaged`] for what is not gzip, not all of it, or not text, [`Error::TooLarge`] for more than [`MAX_BYTES`].
 pub fn unpack(bytes: &[u8]) -> Result<String, Error> {
-    let mut text = Vec::new();
-    MultiGzDecoder::new(bytes)
-        .take(MAX_BYTES + 1)
-        .read_to_end(&mut text)
-        .map_err(Error::Damaged)?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(Error::TooLarge);
-    }
-    String::from_utf8(text).map_err(|error| Error::Damaged(io::Error::new(io::ErrorKind::InvalidData, error)))
+    Members::default().next("", bytes).map(|(text, _)| text)
 }
 
+/// A compressed document, and where in it and in its text each of its members (RFC 1952, section 2.2) ends.
+#[derive(Clone, Debug, Default)]
+pub struct Members {
+    bytes: Vec<u8>,
+    ends: Vec<[usize; 2]>,
+}
+
+impl Members {
+    /// The compressed document.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The text of the document that follows this one, which has `text`: members that are the same are not unpacked again.
+    ///
+    /// # Errors
+    /// Those of [`unpack`].
+    pub fn next(&self, text: &str, bytes: &[u8]) -> Result<(String, Self), Error> {
+        let mut next = Vec::with_capacity(text.len() + ROOM);
+        let mut ends = Vec::with_capacity(self.ends.len() + 1);
+        let (mut at, mut first) = (0, 0);
+        while at < bytes.len() || ends.is_empty() {
+            let rest = &bytes[at..];
+            let known = (first..self.ends.len())
+                .take(AHEAD)
+                .find(|member| rest.starts_with(&self.bytes[self.range(*member, 0)]));
+            match known {
+                Some(member) => {
+                    next.extend_from_slice(&text.as_bytes()[self.range(member, 1)]);
+                    at += self.range(member, 0).len();
+                    first = member + 1;
+                }
+                None => at += member(rest, &mut next)?,
+            }
+            ends.push([at, next.len()]);
+        }
+        if next.len() as u64 > MAX_BYTES {
+            return Err(Error::TooLarge);
+        }
+        let next = String::from_utf8(next).map_err(|error| damaged(error.into()))?;
+        let bytes = bytes.to_vec();
+        Ok((next, Self { bytes, ends }))
+    }
+
+    /// Where a member is: in the bytes (0), or in the text (1).
+    fn range(&self, member: usize, which: usize) -> Range<usize> {
+        let start = member.checked_sub(1).map_or(0, |before| self.ends[before][which]);
+        start..self.ends[member][which]
+    }
+}
+
+/// Unpacks the member that `bytes` begin with behind `text`; its length.
+fn member(bytes: &[u8], text: &mut Vec<u8>) -> Result<usize, Error> {
+    let mut decoder = Decompress::new_gzip(WINDOW_BITS);
+    loop {
+        text.reserve(ROOM);
+        let before = (decoder.total_in(), decoder.total_out());
+        let rest = &bytes[before.0 as usize..];
+        let status = decoder.decompress_vec(rest, text, FlushDecompress::None);
+        let ended = status.map_err(|error| damaged(error.into()))? == Status::StreamEnd;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(Error::TooLarge);
+        }
+        if ended {
+            return Ok(decoder.total_in() as usize);
+        }
+        if before == (decoder.total_in(), decoder.total_out()) {
+            return Err(damaged("it ends too early".into()));
+        }
+    }
+}
+
+fn damaged(why: Box<dyn StdError + Send + Sync>) -> Error {
+    Error::Damaged(io::Error::new(io::ErrorKind::InvalidData, why))
+}
+
+/// A member for every part, so that what did not change need not be unpacked again.
 fn compress(text: &str) -> io::Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(text.as_bytes())?;
-    encoder.finish()
+    let mut bytes = Vec::new();
+    for part in parts(text) {
+        let mut encoder = GzEncoder::new(&mut bytes, Compression::default());
+        encoder.write_all(part.as_bytes())?;
+        encoder.finish()?;
+    }
+    Ok(bytes)
+}
+
+/// Parts of a text. Each starts at an item of a list whose first line says so by its checksum: so whatever comes and goes
+/// elsewhere, it starts there again.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let mut end = 0;
+        for line in rest.split_inclusive('\n') {
+            if end > 0 && line.starts_with("- ") && starts_part(line) {
+                break;
+            }
+            end += line.len();
+        }
+        let (part, behind) = rest.split_at(end);
+        rest = behind;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+fn starts_part(line: &str) -> bool {
+    let mut sum = Crc::new();
+    sum.update(line.as_bytes());
+    sum.sum().is_multiple_of(ITEMS)
 }
 
 #[cfg(test)]
@@ -85,6 +195,48 @@ mod tests {
             Packed::Compressed(bytes),
             "the same text, the same bytes"
         );
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_unpacked_again() {
+        let text = |peers: &mut dyn Iterator<Item = usize>| {
+            let peers = peers.map(|peer| format!("- id: CN=a.edge{peer}\n  name: a.edge{peer}\n"));
+            format!("version: 1\npeers:\n{}...\n", peers.collect::<String>())
+        };
+        let most = 5000;
+        let before = text(&mut (0..most));
+        let (unpacked, members) = Members::default().next("", &compressed(&before)).unwrap();
+        assert_eq!(unpacked, before);
+        assert!(members.ends.len() > 10, "{} members", members.ends.len());
+        for (what, after) in [
+            ("nothing", before.clone()),
+            ("the head", before.replace("version: 1", "version: 2")),
+            ("the end", before.replace("...\n", "other: 1\n...\n")),
+            ("one", before.replace("name: a.edge2500\n", "name: a.other\n")),
+            ("one less", text(&mut (0..most).filter(|peer| *peer != 2500))),
+            (
+                "many less",
+                text(&mut (0..most).filter(|peer| !(1000..3000).contains(peer))),
+            ),
+            ("one more", text(&mut (0..most).chain([most]))),
+            ("many more", text(&mut (0..2 * most))),
+            ("the other way round", text(&mut (0..most).rev())),
+            ("none", "none".to_owned()),
+        ] {
+            let (unpacked, next) = members.next(&before, &compressed(&after)).unwrap();
+            assert_eq!(unpacked, after, "{what}");
+            assert_eq!(
+                next.ends,
+                Members::default().next("", &compressed(&after)).unwrap().1.ends,
+                "{what}"
+            );
+        }
+        // Of the others no byte is looked into: they could be anything.
+        let one = compressed(&before.replace("name: a.edge2500\n", "name: a.other\n"));
+        let anything = "x".repeat(before.len());
+        let (unpacked, _) = members.next(&anything, &one).unwrap();
+        assert!(unpacked.contains("name: a.other\n"));
+        assert!(unpacked.matches('x').count() > before.len() * 8 / 10);
     }
 
     #[test]
