@@ -65,6 +65,7 @@ pub async fn run(
         passes: 0,
     };
     let mut consecutive = 0;
+    let mut large = false;
     tokio::pin!(stop);
     loop {
         let current = source.borrow_and_update().clone();
@@ -81,7 +82,9 @@ pub async fn run(
                     None => {
                         // Whatever was told of until now, this pass will see.
                         let _ = trigger.notified().now_or_never();
-                        subsystems.reconcile(*role, config, options).await
+                        let report = subsystems.reconcile(*role, config, options).await;
+                        large |= report.changed;
+                        report
                     }
                 };
                 let changed = report.changed;
@@ -98,9 +101,10 @@ pub async fn run(
                 false
             }
         };
-        if consecutive > 0 && !changed {
-            // Nothing is left to do for now.
+        if large && !changed {
+            // Nothing is left to do for now. What a change by itself took the next one takes again.
             memory::give_back();
+            large = false;
         }
         consecutive = if changed { consecutive + 1 } else { 0 };
         // With thousands of peers a pass takes its time, and notices come all the while. The first look at what was changed

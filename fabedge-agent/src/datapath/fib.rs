@@ -109,8 +109,10 @@ pub fn compile<'a>(
     number: u32,
     routes: impl IntoIterator<Item = (&'a IpNet, &'a Route)>,
 ) -> Table {
-    let mut answers = Answers::default();
-    let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
+    let routes = routes.into_iter();
+    let most = routes.size_hint().0;
+    let mut answers = Answers::with_capacity(most);
+    let (mut ipv4, mut ipv6) = (Vec::with_capacity(most), Vec::new());
     for (net, route) in routes {
         let length = u32::from(net.prefix_len());
         match net {
@@ -170,13 +172,19 @@ fn compile6(prefixes: Vec<(u128, u32, Cell)>, first: u32, answers: &Answers) -> 
 }
 
 /// Different routes, numbered from 1.
-#[derive(Default)]
 struct Answers {
     routes: Vec<Route>,
     numbers: HashMap<[u64; 3], u32, FixedState>,
 }
 
 impl Answers {
+    fn with_capacity(most: usize) -> Self {
+        Self {
+            routes: Vec::with_capacity(most),
+            numbers: HashMap::with_capacity_and_hasher(most, FixedState::default()),
+        }
+    }
+
     fn number(&mut self, route: Route) -> Cell {
         let number = *self.numbers.entry(route.to_words()).or_insert_with(|| {
             self.routes.push(route);
@@ -339,7 +347,8 @@ impl<B: Bucket> Tree<B> {
                 bits: inner.bits - bits,
             };
             let last = span.first | Self::ones(span.bits);
-            let here = rest.partition_point(|(start, _)| *start <= last);
+            // All in all a slot starts few ranges, so that looking at one after the other finds their end soonest.
+            let here = rest.iter().take_while(|(start, _)| *start <= last).count();
             let cell = self.cell(&rest[..here], span, nodes - 1);
             let pair = &mut self.table.line_mut(first + slot / SLOTS)[(slot % SLOTS / 2) as usize];
             *pair |= u64::from(cell.0) << (slot % 2 * 32);

@@ -139,6 +139,7 @@ impl Tables {
             behind += 1;
         }
         self.remove(behind..first + BANK_BLOCKS as u32)?;
+        self.reserve(bank(family, (number + 1) % BANKS as u32), behind - first)?;
         let page = array(table.page()).map_err(failed(map::FIB))?;
         match self.spare.pop() {
             Some(pages) => self.swap(family, number, pages, page),
@@ -147,6 +148,21 @@ impl Tables {
                 Ok(None)
             }
         }
+    }
+
+    /// Has the other bank hold as many blocks, for the table that comes next: making one there would take it the kernel's wait.
+    fn reserve(&mut self, first: u32, count: u32) -> Result<(), Error> {
+        for block in first..first + count {
+            let made = match self.blocks.get(&block, 0) {
+                Ok(_) => Ok(()),
+                Err(MapError::KeyNotFound) => {
+                    Array::create(1, 0).and_then(|map| self.blocks.set(block, &map, 0))
+                }
+                Err(error) => Err(error),
+            };
+            made.map_err(failed(map::FIB_BLOCKS))?;
+        }
+        Ok(())
     }
 
     /// Puts a page, and returns as soon as it is in its place: the wait is left to a thread.

@@ -5,13 +5,16 @@
 //! which differ, as they were and as they are, differ in exactly that in which the states of the whole documents do. The
 //! exceptions are what is looked for here.
 
+mod others;
+
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use fabedge_common::abi;
-use fabedge_common::config::{EndpointType, NodeConfig, Peer, Via};
+use fabedge_common::config::{Endpoint, EndpointType, NodeConfig, Peer, Via};
 use ipnet::IpNet;
+
+pub use others::Others;
 
 /// More peers than this are not taken apart.
 const MOST: usize = 16;
@@ -27,7 +30,8 @@ pub struct Change {
 
 impl Change {
     /// The change from one valid document to another; none where it is of more than some edges with tunnels of their own.
-    pub fn new(before: &NodeConfig, after: &NodeConfig) -> Option<Self> {
+    /// `others` are what is said of the peers of the one before, and learn of what comes.
+    pub fn new(before: &NodeConfig, after: &NodeConfig, others: &mut Others) -> Option<Self> {
         let same = before.endpoint == after.endpoint && before.network_subnets == after.network_subnets;
         if !same {
             return None;
@@ -47,7 +51,10 @@ impl Change {
             before: without_peers(before, gone),
             after: without_peers(after, new),
         };
-        (!change.concerns_others(after)).then_some(change)
+        for peer in &change.after.peers {
+            others.add(peer);
+        }
+        (!change.concerns(&after.endpoint, others)).then_some(change)
     }
 
     fn peers(&self) -> impl Iterator<Item = &Peer> {
@@ -59,39 +66,35 @@ impl Change {
     }
 
     /// Whether something of another peer, or of the node itself, depends on one of ours: what is relayed for it, addresses of
-    /// the underlay among its prefixes ([`underlay`](super::routes::underlay)), the same number in the kernel's SAs. `config`
-    /// is the document as it is. It looks at every peer, so at each but once.
-    fn concerns_others(&self, config: &NodeConfig) -> bool {
-        let names: BTreeSet<&str> = self.peers().map(|peer| peer.endpoint.name.as_str()).collect();
+    /// the underlay among its prefixes ([`underlay`](super::routes::underlay)), the same number in the kernel's SAs.
+    fn concerns(&self, own: &Endpoint, others: &Others) -> bool {
         let reqids = |config: &NodeConfig| -> BTreeSet<u32> {
             let peers = config.peers.iter();
             peers.map(|peer| abi::reqid(&peer.endpoint.name)).collect()
         };
+        let names: BTreeSet<&str> = self.peers().map(|peer| peer.endpoint.name.as_str()).collect();
         let (was, is) = (reqids(&self.before), reqids(&self.after));
-        let come_or_gone = &was ^ &is;
-        let nets: Vec<IpNet> = self
-            .peers()
-            .flat_map(|peer| peer.endpoint.subnets.iter().copied())
-            .collect();
-        let addresses: Vec<IpAddr> = self.peers().flat_map(|peer| peer.endpoint.public_ips()).collect();
-
-        let among_ours = |net: &IpNet| nets.iter().any(|own| own.contains(net) || net.contains(own));
-        let takes = |net: &IpNet| addresses.iter().any(|address| net.contains(address));
-        let own = &config.endpoint;
-        let mut peers = config.peers.iter().chain(&self.before.peers);
+        // Both documents' are among the others'.
+        let shared = |reqid: &u32| {
+            others.reqids.count(*reqid) > usize::from(was.contains(reqid)) + usize::from(is.contains(reqid))
+        };
         (&was | &is).len() != names.len()
-            || own.node_subnets.iter().any(among_ours)
-            || config.network_subnets.iter().chain(&own.subnets).any(takes)
-            || peers.any(|peer| {
-                let other = &peer.endpoint;
-                let is_other = || !names.contains(other.name.as_str());
-                peer.relays.iter().any(|name| names.contains(name.as_str()))
-                    || other.subnets.iter().any(takes)
-                    || other.public_ips().any(|address| among_ours(&address.into()))
-                    || other.node_subnets.iter().any(among_ours) && is_other()
-                    || !come_or_gone.is_empty()
-                        && is_other()
-                        && come_or_gone.contains(&abi::reqid(&other.name))
+            || (&was ^ &is).iter().any(shared)
+            || (&was | &is).iter().any(|reqid| others.relayed.count(*reqid) > 0)
+            || self.peers().any(|peer| {
+                let peer = &peer.endpoint;
+                let among = |net: &IpNet| {
+                    peer.subnets
+                        .iter()
+                        .any(|own| own.contains(net) || net.contains(own))
+                };
+                let takes = |net: &IpNet| peer.public_ips().any(|address| net.contains(&address));
+                own.node_subnets.iter().any(among)
+                    || self.after.network_subnets.iter().chain(&own.subnets).any(takes)
+                    || peer.subnets.iter().any(|net| others.underlay.overlap(net))
+                    || peer
+                        .public_ips()
+                        .any(|address| others.subnets.overlap(&address.into()))
             })
     }
 }

@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use crate::args::Role;
 use crate::cni::Cni;
 use crate::datapath::{Datapath, reception};
-use crate::desired::change::Change;
+use crate::desired::change::{Change, Others};
 use crate::desired::datapath::LocalPods;
 use crate::desired::paths::Path;
 use crate::desired::{self, Desired, Options};
@@ -59,6 +59,8 @@ pub struct Settled {
     config: Arc<NodeConfig>,
     facts: Facts,
     pods: LocalPods,
+    /// What is said of the document's peers.
+    others: Others,
     /// When the first change was carried out since then.
     unseen: Option<Instant>,
 }
@@ -127,12 +129,12 @@ impl Subsystems {
         config: &Arc<NodeConfig>,
         options: &Options,
     ) -> Option<Report> {
-        let settled = self.settled.take()?;
+        let mut settled = self.settled.take()?;
         let unseen = settled.unseen.unwrap_or_else(Instant::now);
         if Arc::ptr_eq(&settled.config, config) || unseen.elapsed() > UNSEEN {
             return None;
         }
-        let change = Change::new(&settled.config, config)?;
+        let change = Change::new(&settled.config, config, &mut settled.others)?;
         let state = |config| Desired::new(role, config, &settled.facts, &settled.pods, options);
         let (before, after) = (state(&change.before), state(&change.after));
         let same = before.sysctl == after.sysctl
@@ -204,6 +206,7 @@ impl Subsystems {
                 config: Arc::clone(config),
                 facts,
                 pods,
+                others: Others::of(config.peers.iter().map(AsRef::as_ref)),
                 unseen: None,
             });
         }

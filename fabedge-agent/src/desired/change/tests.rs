@@ -96,6 +96,10 @@ fn desired(config: &NodeConfig) -> Desired {
     Desired::new(Role::Edge, config, &facts(), &LocalPods::default(), &options)
 }
 
+fn change(was: &NodeConfig, is: &NodeConfig) -> Option<Change> {
+    Change::new(was, is, &mut Others::of(was.peers.iter().map(AsRef::as_ref)))
+}
+
 /// `whole` without what `before` has, with what `after` has.
 fn carried<K: Ord + Clone, V: Clone + PartialEq>(
     whole: &BTreeMap<K, V>,
@@ -138,7 +142,7 @@ proptest! {
         }
         let documents = document(1, &edges, near).zip(document(2, &next, near));
         let Some((was, is)) = documents else { return Ok(()) };
-        let Some(change) = Change::new(&was, &is) else { return Ok(()) };
+        let Some(change) = change(&was, &is) else { return Ok(()) };
         let whole = (desired(&was), desired(&is));
         prop_assume!(whole.0.problems().is_empty() && whole.1.problems().is_empty());
         let part = (desired(&change.before), desired(&change.after));
@@ -173,32 +177,48 @@ proptest! {
 #[test]
 fn an_edge_that_moves_is_a_change_and_one_that_concerns_others_is_not() {
     let edges: BTreeMap<u8, (u8, u8)> = (0..20).map(|number| (number, (0, 0))).collect();
-    let change = |number: u8, edge: Option<(u8, u8)>| {
+    let changed = |number: u8, edge: Option<(u8, u8)>| {
         let mut next = edges.clone();
         match edge {
             Some(edge) => drop(next.insert(number, edge)),
             None => drop(next.remove(&number)),
         }
-        Change::new(
+        change(
             &document(1, &edges, false).unwrap(),
             &document(2, &next, false).unwrap(),
         )
     };
-    let moved = change(7, Some((1, 0))).unwrap();
+    let moved = changed(7, Some((1, 0))).unwrap();
     assert_eq!((moved.before.peers.len(), moved.after.peers.len()), (1, 1));
-    assert!(change(7, None).is_some(), "it goes");
-    assert!(change(22, Some((0, 0))).is_some(), "one more");
+    assert!(changed(7, None).is_some(), "it goes");
+    assert!(changed(22, Some((0, 0))).is_some(), "one more");
     for (what, odd) in [
         ("its address is another's pod's", 1),
         ("is the node's own pod's", 2),
         ("it is relayed", 5),
     ] {
-        assert!(change(7, Some((0, odd))).is_none(), "{what}");
+        assert!(changed(7, Some((0, odd))).is_none(), "{what}");
     }
     let (was, mut is) = (
         document(1, &edges, false).unwrap(),
         document(2, &edges, false).unwrap(),
     );
     is.endpoint.subnets.push("10.201.0.0/24".parse().unwrap());
-    assert!(Change::new(&was, &is).is_none(), "the node itself has changed");
+    assert!(change(&was, &is).is_none(), "the node itself has changed");
+}
+
+#[test]
+fn what_came_by_itself_is_among_the_others_of_what_comes_next() {
+    let mut edges: BTreeMap<u8, (u8, u8)> = (0..20).map(|number| (number, (0, 0))).collect();
+    let first = document(1, &edges, false).unwrap();
+    let mut others = Others::of(first.peers.iter().map(AsRef::as_ref));
+    // Its prefixes are 10.1.35.0/24 now: no longer those that another one's address is in.
+    edges.insert(3, (1, 0));
+    let second = document(2, &edges, false).unwrap();
+    assert!(Change::new(&first, &second, &mut others).is_some());
+    let mut third = document(3, &edges, false).unwrap();
+    let mut peer = (*third.peers[8]).clone();
+    peer.endpoint.public_addresses = vec!["10.1.35.77".to_owned()];
+    third.peers[8] = Arc::new(peer);
+    assert!(Change::new(&second, &third, &mut others).is_none());
 }
