@@ -188,7 +188,9 @@ impl Reporter {
             foreign_programs: report.foreign_programs,
             spread: report.spread,
             problems: report.problems,
-            peers: report.peers.unwrap_or_else(|| self.status.borrow().peers.clone()),
+            peers: report
+                .peers
+                .map_or_else(|| Arc::clone(&self.status.borrow().peers), Arc::new),
             relayed: relayed.map(|peer| peer.endpoint.name.clone()).collect(),
             passes: self.passes,
             pass_seconds: took.as_secs_f64(),

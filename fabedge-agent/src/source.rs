@@ -273,6 +273,8 @@ struct Reader {
     last: Option<Document>,
     /// What `last` was unpacked from, if it was.
     members: Members,
+    /// The text of the one before, as room for that of the next.
+    room: Option<Arc<String>>,
 }
 
 impl Reader {
@@ -291,33 +293,32 @@ impl Reader {
 
     /// One file event is seldom alone, and unpacking what is known takes as long as all the rest.
     fn unpack(&mut self, bytes: &[u8]) -> Result<Found, config::Error> {
-        let (text, members) = match &self.last {
+        let last = match &self.last {
             Some(last) if self.members.bytes() == bytes => return Ok(Found::of(last)),
-            Some(last) => self.members.next(last.text(), bytes)?,
-            None => Members::default().next("", bytes)?,
+            last => last.as_ref().map(|last| Arc::clone(last.text())),
         };
+        let room = self.room.take().and_then(Arc::into_inner).unwrap_or_default();
+        let known = last.as_ref().map_or("", |text| text.as_str());
+        let (text, members) = self.members.next(known, bytes, room)?;
         let found = self.read(text)?;
         self.members = members;
+        self.room = last;
         Ok(found)
     }
 
     fn read(&mut self, text: String) -> Result<Found, config::Error> {
-        self.members = Members::default();
-        let next = match self.last.take() {
-            Some(last) if **last.text() == text => last,
-            Some(last) => match last.next(text) {
-                Ok(next) => next,
-                Err(error) => {
-                    // What comes in its place will be more like the last good one.
-                    self.last = Some(last);
-                    return Err(error);
+        let document = match &mut self.last {
+            Some(last) => {
+                // After one that is refused, what comes in its place will be more like the last good one.
+                if **last.text() != text {
+                    last.next(text)?;
                 }
-            },
-            None => Document::parse(text)?,
+                last
+            }
+            none => none.insert(Document::parse(text)?),
         };
-        let found = Found::of(&next);
-        self.last = Some(next);
-        Ok(found)
+        self.members = Members::default();
+        Ok(Found::of(document))
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,8 +42,9 @@ pub struct Status {
     pub spread: BTreeMap<String, String>,
     /// Problems of the last pass, by subsystem; a subsystem without any is not listed.
     pub problems: BTreeMap<String, Vec<String>>,
-    /// Peers with a tunnel of their own, by name.
-    pub peers: BTreeMap<String, PeerReport>,
+    /// Peers with a tunnel of their own, by name: those that the last look at all of them saw.
+    #[serde(with = "shared")]
+    pub peers: Arc<BTreeMap<String, PeerReport>>,
     /// Names of the peers that are reached through the connector.
     pub relayed: Vec<String>,
     /// Passes since the start.
@@ -157,7 +159,7 @@ impl fmt::Display for Status {
                 writeln!(f, "problem    {subsystem}: {problem}")?;
             }
         }
-        for (name, peer) in &self.peers {
+        for (name, peer) in self.peers.iter() {
             let state = peer.ike_state.as_deref().unwrap_or("down");
             write!(
                 f,
@@ -196,6 +198,23 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// What several reports have in common, on the wire like any other.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(deserializer).map(Arc::new)
+    }
 }
 
 #[cfg(test)]

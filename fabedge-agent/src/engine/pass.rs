@@ -206,7 +206,7 @@ impl Subsystems {
                 config: Arc::clone(config),
                 facts,
                 pods,
-                others: Others::of(config.peers.iter().map(AsRef::as_ref)),
+                others: Others::of(&config.peers),
                 unseen: None,
             });
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::{EndpointType, Error, NodeConfig, Peer};
+use crate::prefixes::Prefixes;
 
 /// How the list of peers begins in the text that [`NodeConfig::to_yaml`] writes.
 const PEERS: &str = "\npeers:\n";
@@ -22,6 +23,8 @@ pub struct Document {
     /// Where in the text each peer begins, and where the last one ends; none for a text that is not, to the byte, what
     /// [`NodeConfig::to_yaml`] makes of the document.
     marks: Option<Vec<usize>>,
+    /// The prefixes of all peers, and some that they had before.
+    nets: Prefixes,
 }
 
 /// The peers from `first` up to `last` give way to others.
@@ -44,26 +47,33 @@ impl Document {
         let begin = text.find(PEERS).map(|found| found + PEERS.len());
         let marks = begin.map(|begin| items(&text[begin..]).map(|item| item + begin).collect());
         let marks = marks.filter(|marks: &Vec<usize>| marks.len() == config.peers.len() + 1 && canonical());
+        let peers = config.peers.iter();
         Ok(Self {
+            nets: peers
+                .flat_map(|peer| peer.endpoint.subnets.iter().copied())
+                .collect(),
             text: Arc::new(text),
             config: Arc::new(config),
             marks,
         })
     }
 
-    /// Parses what takes this document's place: the outcome is that of [`Document::parse`].
+    /// Parses what takes this document's place: the outcome is that of [`Document::parse`]. After an error it stays as it is.
     ///
     /// # Errors
     /// Those of [`NodeConfig::parse`].
-    pub fn next(&self, text: String) -> Result<Self, Error> {
-        match self.spliced(&text) {
-            Some((config, marks)) => Ok(Self {
-                text: Arc::new(text),
-                config: Arc::new(config),
-                marks: Some(marks),
-            }),
-            None => Self::parse(text),
+    pub fn next(&mut self, text: String) -> Result<(), Error> {
+        let Some((config, marks, nets)) = self.spliced(&text) else {
+            *self = Self::parse(text)?;
+            return Ok(());
+        };
+        for net in nets {
+            self.nets.insert(net);
         }
+        self.text = Arc::new(text);
+        self.config = Arc::new(config);
+        self.marks = Some(marks);
+        Ok(())
     }
 
     /// What it says.
@@ -76,10 +86,10 @@ impl Document {
         &self.text
     }
 
-    /// This document with the head and those peers read anew in which `text` differs; none where it takes more than
-    /// that. Both are what `to_yaml` writes, and what it writes of a peer depends on nothing but that peer: so the
+    /// This document with the head and those peers read anew in which `text` differs, and the prefixes of these; none where
+    /// it takes more than that. Both are what `to_yaml` writes, and what it writes of a peer depends on nothing but that peer: so the
     /// whole says what its parts say.
-    fn spliced(&self, text: &str) -> Option<(NodeConfig, Vec<usize>)> {
+    fn spliced(&self, text: &str) -> Option<(NodeConfig, Vec<usize>, BTreeSet<IpNet>)> {
         let marks = self.marks.as_ref()?;
         let (begin, end) = (*marks.first()?, *marks.last()?);
         let head = text.find(PEERS)? + PEERS.len();
@@ -99,16 +109,17 @@ impl Document {
         let peers = std::mem::take(&mut config.peers);
         let old = &self.config.peers;
         let kept = || old[..first].iter().chain(&old[last..]);
-        if config.endpoint != self.config.endpoint || !fit(&peers, &old[first..last], kept) {
+        if config.endpoint != self.config.endpoint || !fit(&peers, &old[first..last], kept, &self.nets) {
             return None;
         }
+        let nets = Own::of(&peers).nets;
         config.peers = [&old[..first], &peers, &old[last..]].concat();
 
         let before = marks[..first].iter().map(|mark| mark - begin + head);
         let own = items(changed).take(peers.len()).map(|item| item + start);
         let moved = |mark: &usize| text.len() - (self.text.len() - mark);
         let marks = before.chain(own).chain(marks[last..].iter().map(moved)).collect();
-        Some((config, marks))
+        Some((config, marks, nets))
     }
 }
 
@@ -179,10 +190,12 @@ impl<'a> Own<'a> {
 
 /// Whether `peers` may take the place of `gone` beside the peers that are kept: what [`NodeConfig::parse`] checks
 /// across peers. It has looked at each of `peers` by itself, and what one of them has of those that are gone fitted before.
+/// Among `known` are all prefixes of those that are kept: where it tells enough, nobody looks at each of them.
 fn fit<'a, I: Iterator<Item = &'a Arc<Peer>>>(
     peers: &[Arc<Peer>],
     gone: &[Arc<Peer>],
     kept: impl Fn() -> I,
+    known: &Prefixes,
 ) -> bool {
     let connector = |peer: &Arc<Peer>| peer.endpoint.kind == EndpointType::Connector;
     if peers.len() + gone.len() > MOST || peers.iter().chain(gone).any(connector) {
@@ -193,6 +206,10 @@ fn fit<'a, I: Iterator<Item = &'a Arc<Peer>>>(
     let ids = &new.ids - &old.ids;
     let nets = &new.nets - &old.nets;
     let lost = &old.names - &new.names;
+    let same = names.is_empty() && ids.is_empty() && lost.is_empty();
+    if same && !nets.iter().any(|net| known.overlap(net)) {
+        return true;
+    }
     !kept().any(|peer| {
         let own = &peer.endpoint;
         !names.is_empty() && names.contains(own.name.as_str())
@@ -301,7 +318,7 @@ mod tests {
             ("the last less", changed(&|peers| peers.truncate(99))),
             ("only the head", changed(&|_| {})),
         ] {
-            let (config, marks) = old.spliced(&new).unwrap_or_else(|| panic!("{what}"));
+            let (config, marks, _) = old.spliced(&new).unwrap_or_else(|| panic!("{what}"));
             let whole = Document::parse(new).unwrap();
             assert_eq!(
                 (config, Some(marks)),
@@ -313,7 +330,7 @@ mod tests {
 
     #[test]
     fn what_contradicts_the_others_is_refused_as_ever() {
-        let old = document(&[(1, 1), (2, 2), (3, 3)]);
+        let mut old = document(&[(1, 1), (2, 2), (3, 3)]);
         for peers in [[(1, 1), (2, 3), (3, 3)], [(1, 1), (1, 2), (3, 3)]] {
             let new = text(2, &peers);
             let whole = Document::parse(new.clone()).unwrap_err().to_string();
@@ -322,15 +339,28 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_that_another_peer_had_may_be_had() {
+        let mut document = document(&[(1, 1), (2, 2), (3, 3)]);
+        for (peers, fits) in [
+            ([(1, 9), (2, 2), (3, 3)], true),
+            ([(1, 9), (2, 1), (3, 3)], true),
+            ([(1, 1), (2, 1), (3, 3)], false),
+            ([(1, 2), (2, 1), (3, 3)], true),
+        ] {
+            assert_eq!(document.next(text(2, &peers)).is_ok(), fits, "{peers:?}");
+        }
+    }
+
+    #[test]
     fn a_text_of_another_hand_is_read_as_a_whole() {
         let ours = text(1, &[(1, 1), (2, 2)]);
         let theirs = ours.replace("  via: direct\n", "  via: direct # no relay\n");
-        let document = Document::parse(theirs.clone()).unwrap();
+        let mut document = Document::parse(theirs.clone()).unwrap();
         assert!(document.marks.is_none());
-        let next = document
+        document
             .next(theirs.replace("generation: 1", "generation: 2"))
             .unwrap();
-        assert_eq!(next.config().generation, 2);
+        assert_eq!(document.config().generation, 2);
         assert!(Document::parse(ours.clone()).unwrap().spliced(&theirs).is_none());
         assert!(Document::parse(ours).unwrap().next(theirs).is_ok());
     }
@@ -343,7 +373,7 @@ mod tests {
             cut in proptest::option::of(0usize..2000),
         ) {
             let mut peers: Vec<(u8, u8)> = old.into_iter().collect();
-            let Ok(old) = Document::parse(text(1, &peers)) else { return Ok(()) };
+            let Ok(mut document) = Document::parse(text(1, &peers)) else { return Ok(()) };
             for (edit, at, peer, variant) in edits {
                 let at = at.min(peers.len().saturating_sub(1));
                 match edit {
@@ -357,11 +387,11 @@ mod tests {
             if let Some(cut) = cut {
                 new.truncate(cut.min(new.len()));
             }
-            let (whole, next) = (Document::parse(new.clone()), old.next(new));
+            let (whole, next) = (Document::parse(new.clone()), document.next(new));
             match (whole, next) {
-                (Ok(whole), Ok(next)) => {
-                    prop_assert_eq!(&whole.config, &next.config);
-                    prop_assert_eq!(whole.marks, next.marks);
+                (Ok(whole), Ok(())) => {
+                    prop_assert_eq!(&whole.config, &document.config);
+                    prop_assert_eq!(whole.marks, document.marks);
                 }
                 (Err(whole), Err(next)) => prop_assert_eq!(whole.to_string(), next.to_string()),
                 (whole, next) => prop_assert!(false, "{:?} and {:?}", whole, next),

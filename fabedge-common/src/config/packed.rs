@@ -59,7 +59,9 @@ pub fn pack(text: String) -> Packed {
 /// # Errors
 /// [`Error::Damaged`] for what is not gzip, not all of it, or not text, [`Error::TooLarge`] for more than [`MAX_BYTES`].
 pub fn unpack(bytes: &[u8]) -> Result<String, Error> {
-    Members::default().next("", bytes).map(|(text, _)| text)
+    Members::default()
+        .next("", bytes, String::new())
+        .map(|(text, _)| text)
 }
 
 /// A compressed document, and where in it and in its text each of its members (RFC 1952, section 2.2) ends.
@@ -76,11 +78,14 @@ impl Members {
     }
 
     /// The text of the document that follows this one, which has `text`: members that are the same are not unpacked again.
+    /// It goes where `room` is, whose content does not matter: to have the kernel make room takes longer than to fill it.
     ///
     /// # Errors
     /// Those of [`unpack`].
-    pub fn next(&self, text: &str, bytes: &[u8]) -> Result<(String, Self), Error> {
-        let mut next = Vec::with_capacity(text.len() + ROOM);
+    pub fn next(&self, text: &str, bytes: &[u8], room: String) -> Result<(String, Self), Error> {
+        let mut next = room.into_bytes();
+        next.clear();
+        next.reserve(text.len() + ROOM);
         let mut ends = Vec::with_capacity(self.ends.len() + 1);
         let (mut at, mut first) = (0, 0);
         while at < bytes.len() || ends.is_empty() {
@@ -205,7 +210,9 @@ mod tests {
         };
         let most = 5000;
         let before = text(&mut (0..most));
-        let (unpacked, members) = Members::default().next("", &compressed(&before)).unwrap();
+        let (unpacked, members) = Members::default()
+            .next("", &compressed(&before), String::new())
+            .unwrap();
         assert_eq!(unpacked, before);
         assert!(members.ends.len() > 10, "{} members", members.ends.len());
         for (what, after) in [
@@ -223,18 +230,22 @@ mod tests {
             ("the other way round", text(&mut (0..most).rev())),
             ("none", "none".to_owned()),
         ] {
-            let (unpacked, next) = members.next(&before, &compressed(&after)).unwrap();
+            let (unpacked, next) = members.next(&before, &compressed(&after), String::new()).unwrap();
             assert_eq!(unpacked, after, "{what}");
             assert_eq!(
                 next.ends,
-                Members::default().next("", &compressed(&after)).unwrap().1.ends,
+                Members::default()
+                    .next("", &compressed(&after), String::new())
+                    .unwrap()
+                    .1
+                    .ends,
                 "{what}"
             );
         }
         // Of the others no byte is looked into: they could be anything.
         let one = compressed(&before.replace("name: a.edge2500\n", "name: a.other\n"));
         let anything = "x".repeat(before.len());
-        let (unpacked, _) = members.next(&anything, &one).unwrap();
+        let (unpacked, _) = members.next(&anything, &one, "of another".to_owned()).unwrap();
         assert!(unpacked.contains("name: a.other\n"));
         assert!(unpacked.matches('x').count() > before.len() * 8 / 10);
     }

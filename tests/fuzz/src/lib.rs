@@ -181,14 +181,13 @@ fn follow(text: String, config: NodeConfig) {
     let addresses = &mut Arc::make_mut(last).endpoint.public_addresses;
     addresses.push("192.0.2.1".to_owned());
     let between = other.to_yaml().expect("so can another");
-    let first = Document::parse(text.clone()).expect("read before");
+    let mut document = Document::parse(text.clone()).expect("read before");
     let alone = NodeConfig::parse(&between).ok();
-    let second = first.next(between).ok();
-    assert_eq!(second.as_ref().map(|second| (**second.config()).clone()), alone);
-    if let Some(second) = second {
-        let third = second.next(text).expect("read before");
-        assert_eq!(**third.config(), config);
-    }
+    let next = document.next(between).ok();
+    let next = next.map(|()| (**document.config()).clone());
+    assert_eq!(next, alone);
+    document.next(text).expect("read before");
+    assert_eq!(**document.config(), config);
 }
 
 /// Manifests and settings of a user.

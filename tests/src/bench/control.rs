@@ -162,7 +162,7 @@ fn sample(size: usize, mut node: Node, gap: bool, figures: &mut Figures, report:
     let (_, next) = documents.next(size, 1)?;
     let milliseconds = |started: Instant| started.elapsed().as_secs_f64() * 1e3;
     let started = Instant::now();
-    let document = Document::parse(text)?;
+    let mut document = Document::parse(text)?;
     figures.parse.sample("the first", at, milliseconds(started));
     let started = Instant::now();
     document.next(next)?;

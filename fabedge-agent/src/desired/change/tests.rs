@@ -97,7 +97,7 @@ fn desired(config: &NodeConfig) -> Desired {
 }
 
 fn change(was: &NodeConfig, is: &NodeConfig) -> Option<Change> {
-    Change::new(was, is, &mut Others::of(was.peers.iter().map(AsRef::as_ref)))
+    Change::new(was, is, &mut Others::of(&was.peers))
 }
 
 /// `whole` without what `before` has, with what `after` has.
@@ -211,7 +211,7 @@ fn an_edge_that_moves_is_a_change_and_one_that_concerns_others_is_not() {
 fn what_came_by_itself_is_among_the_others_of_what_comes_next() {
     let mut edges: BTreeMap<u8, (u8, u8)> = (0..20).map(|number| (number, (0, 0))).collect();
     let first = document(1, &edges, false).unwrap();
-    let mut others = Others::of(first.peers.iter().map(AsRef::as_ref));
+    let mut others = Others::of(&first.peers);
     // Its prefixes are 10.1.35.0/24 now: no longer those that another one's address is in.
     edges.insert(3, (1, 0));
     let second = document(2, &edges, false).unwrap();
