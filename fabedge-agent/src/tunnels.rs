@@ -243,9 +243,9 @@ impl Tunnels {
         events::Events::new(self.options.socket.clone())
     }
 
-    /// How the tunnels stood when the last pass observed them.
-    pub fn report(&self) -> Report {
-        let mut report = self.report.clone();
+    /// How the tunnels stood when the last pass observed them; nothing until the next one does, for it is given away.
+    pub fn report(&mut self) -> Report {
+        let mut report = std::mem::take(&mut self.report);
         if let Some(initiator) = &self.initiator {
             report.add_failures(&initiator.failures());
         }

@@ -221,7 +221,7 @@ impl Subsystems {
         report.spread = self.datapath.spread().clone();
     }
 
-    fn peers(&self, facts: &Facts) -> BTreeMap<String, PeerReport> {
+    fn peers(&mut self, facts: &Facts) -> BTreeMap<String, PeerReport> {
         let mut peers = self.tunnels.report().peers;
         for (name, peer) in &mut peers {
             // As it was at the start of the pass, so that it is in force.
