@@ -35,7 +35,7 @@ use state::State;
 pub enum K8s {
     /// Start the control plane and leave it up; prints a line that makes kubectl use it
     ///
-    /// The first time, this builds Kubernetes from Debian's source package, which takes some eight minutes.
+    /// The first time, this builds Kubernetes from Debian's source package, which takes some six minutes.
     Up {
         /// With nodes, in networks of their own: master and node1 in the cloud, edge1 behind a NAT, and edge2
         #[arg(long)]

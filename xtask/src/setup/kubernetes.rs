@@ -53,7 +53,7 @@ pub fn folder(places: &Places) -> PathBuf {
     places.cache.join(format!("kubernetes-{}", stamp(parts)))
 }
 
-/// Builds the programs unless they are there: some eight minutes of two processors.
+/// Builds the programs unless they are there: some five minutes of two processors.
 pub fn ensure(places: &Places, log: &Log) -> Result<()> {
     let done = folder(places);
     if done.exists() {

@@ -91,15 +91,9 @@ pub fn build(places: &Places, needs: Needs) -> Result<Vec<PathBuf>> {
 pub fn build_all(places: &Places) -> Result<()> {
     let mut build = cargo();
     build
-        .args([
-            "test",
-            "--quiet",
-            "--release",
-            "--workspace",
-            "--no-run",
-            "--tests",
-        ])
-        .args(all(places)?)
+        .args(["test", "--quiet", "--release", "--workspace", "--no-run"])
+        // By name, for those that say `test = false`: `--tests` would leave them out, whatever is named besides.
+        .args(["--lib", "--bins", "--test", "*"])
         .current_dir(&places.repo);
     attached(&mut build)
 }

@@ -134,7 +134,7 @@ fn fetch(folder: &Path, work: &Path, log: &Log) -> Result<PathBuf> {
     find_tarball(folder)
 }
 
-/// The tarball in a folder; another one than the edits were made for is not worth eight minutes.
+/// The tarball in a folder; another one than the edits were made for is not worth five minutes.
 fn find_tarball(folder: &Path) -> Result<PathBuf> {
     let entries = std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
     let tarball = entries
