@@ -206,19 +206,3 @@ fn an_edge_that_moves_is_a_change_and_one_that_concerns_others_is_not() {
     is.endpoint.subnets.push("10.201.0.0/24".parse().unwrap());
     assert!(change(&was, &is).is_none(), "the node itself has changed");
 }
-
-#[test]
-fn what_came_by_itself_is_among_the_others_of_what_comes_next() {
-    let mut edges: BTreeMap<u8, (u8, u8)> = (0..20).map(|number| (number, (0, 0))).collect();
-    let first = document(1, &edges, false).unwrap();
-    let mut others = Others::of(&first.peers);
-    // Its prefixes are 10.1.35.0/24 now: no longer those that another one's address is in.
-    edges.insert(3, (1, 0));
-    let second = document(2, &edges, false).unwrap();
-    assert!(Change::new(&first, &second, &mut others).is_some());
-    let mut third = document(3, &edges, false).unwrap();
-    let mut peer = (*third.peers[8]).clone();
-    peer.endpoint.public_addresses = vec!["10.1.35.77".to_owned()];
-    third.peers[8] = Arc::new(peer);
-    assert!(Change::new(&second, &third, &mut others).is_none());
-}
