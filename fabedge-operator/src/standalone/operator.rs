@@ -33,6 +33,8 @@ pub(super) struct Operator {
     /// When there is something to do though the folder is quiet.
     due: Option<OffsetDateTime>,
     next_full_pass: Option<OffsetDateTime>,
+    /// When the pass before was.
+    passed: Option<OffsetDateTime>,
     reporter: Reporter,
     failed: bool,
 }
@@ -51,6 +53,7 @@ impl Operator {
             last: None,
             due: None,
             next_full_pass: None,
+            passed: None,
             reporter: Reporter::default(),
             failed: false,
         })
@@ -64,6 +67,11 @@ impl Operator {
     /// Observes, computes, publishes what differs.
     pub(super) fn pass(&mut self, now: OffsetDateTime) -> Result<(), Error> {
         let observation = self.memory.absorb(&observe::read(&self.folder)?);
+        // What was issued by a clock that has been put back since may be good in the future only.
+        if self.passed.replace(now).is_some_and(|before| now < before) {
+            self.next_full_pass = None;
+            self.last = None;
+        }
         if self.last.as_ref() == Some(&observation) && self.due.is_some_and(|at| now < at) {
             return Ok(());
         }
@@ -187,4 +195,42 @@ fn remembered(topology: &Topology, previous: Previous) -> Previous {
             .map(|(name, edge)| (name.clone(), edge.subnets.clone())),
     );
     Previous { subnets }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::pki::inspect::is_valid;
+
+    #[test]
+    fn what_a_clock_that_was_ahead_has_issued_is_issued_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/standalone");
+        let out = folder.path().join("out");
+        let words = [
+            "fabedge-operator".as_ref(),
+            "standalone".as_ref(),
+            example.as_os_str(),
+            "--out".as_ref(),
+            out.as_os_str(),
+        ];
+        let Command::Standalone(args) = Cli::parse_from(words).command else {
+            panic!("not what was asked for")
+        };
+        let mut operator = Operator::new(&args).unwrap();
+        let now = OffsetDateTime::now_utc();
+        operator.pass(now).unwrap();
+        let file = out.join("edge1").join("tls.crt");
+        std::fs::remove_file(&file).unwrap();
+        operator.pass(now + Duration::hours(3)).unwrap();
+        let certificate = || std::fs::read_to_string(&file).unwrap();
+        assert!(!is_valid(&certificate(), now));
+        operator.pass(now + Duration::seconds(1)).unwrap();
+        assert!(is_valid(&certificate(), now));
+    }
 }
