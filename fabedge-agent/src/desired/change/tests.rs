@@ -206,3 +206,25 @@ fn an_edge_that_moves_is_a_change_and_one_that_concerns_others_is_not() {
     is.endpoint.subnets.push("10.201.0.0/24".parse().unwrap());
     assert!(change(&was, &is).is_none(), "the node itself has changed");
 }
+
+#[test]
+fn what_came_is_among_the_others_of_what_comes_next() {
+    let mut edges: BTreeMap<u8, (u8, u8)> = (0..20).map(|number| (number, (0, 0))).collect();
+    let first = document(1, &edges, false).unwrap();
+    edges.insert(3, (1, 0));
+    let second = document(2, &edges, false).unwrap();
+    let third = |address: &str| {
+        let mut third = document(3, &edges, false).unwrap();
+        let mut peer = (*third.peers[8]).clone();
+        peer.endpoint.public_addresses = vec![address.to_owned()];
+        third.peers[8] = Arc::new(peer);
+        third
+    };
+    // Edge 3 has fd00:1:3:1::/64 now, which the network's own prefixes do not hold.
+    for (address, concerned) in [("fd00:1:3:1::77", true), ("fd00:1:3:2::77", false)] {
+        let mut others = Others::of(&first.peers);
+        assert!(Change::new(&first, &second, &mut others).is_some());
+        let change = Change::new(&second, &third(address), &mut others);
+        assert_eq!(change.is_none(), concerned, "{address}");
+    }
+}
