@@ -247,6 +247,9 @@ fn sample(case: Case, written: &Path) -> Result<Sample> {
             })
         });
         over.store(true, Ordering::Relaxed);
+        // The world goes next. Packets that wait for a CPU hold no reference to the device by which they came, and the kernel
+        // looks into it when it takes them out (`dev_rx` of kernel/bpf/cpumap.c, Linux 6.12).
+        thread::sleep(LEAD);
         sample
     })
 }
