@@ -142,6 +142,8 @@ env:
       fieldPath: metadata.namespace
 {{- end }}
 securityContext:
+  # What it writes is on volumes.
+  readOnlyRootFilesystem: true
   {{- if $root.Values.agent.privileged }}
   privileged: true
   {{- else }}
@@ -274,6 +276,7 @@ annotations:
     value: /etc/strongswan-libipsec.conf
   {{- end }}
   securityContext:
+    readOnlyRootFilesystem: true
     {{- if eq .Values.strongswan.tunnel "libipsec" }}
     # For /dev/net/tun, a device that container runtimes do not give to others.
     privileged: true
@@ -348,6 +351,8 @@ securityContext:
   runAsUser: 65532
   runAsGroup: 65532
   fsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
 {{- end -}}
 
 {{/* The rights that their containers have: none. */}}

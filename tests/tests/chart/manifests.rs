@@ -355,6 +355,7 @@ fn privileges(objects: &BTreeMap<String, Value>, agents_are_privileged: bool) {
                         "{object}"
                     );
                 }
+                assert_eq!(security["readOnlyRootFilesystem"], true, "{object} {name}");
                 if !privileged {
                     assert_eq!(security["allowPrivilegeEscalation"], false, "{object} {name}");
                     assert_eq!(
@@ -369,9 +370,12 @@ fn privileges(objects: &BTreeMap<String, Value>, agents_are_privileged: bool) {
     for object in ["Deployment/fabedge-operator", "Job/fabedge-operator-uninstall"] {
         let spec = pods[object];
         assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(
+            spec["securityContext"]["seccompProfile"]["type"],
+            "RuntimeDefault"
+        );
         let security = &spec["containers"][0]["securityContext"];
         assert!(security["capabilities"].get("add").is_none());
-        assert_eq!(security["readOnlyRootFilesystem"], true);
     }
 }
 

@@ -370,7 +370,7 @@ fn prepare(bundle: &Bundle, chart: &Chart, folder: &Path) -> Result<()> {
     let mount = vec![(edge.as_path(), "/opt/cni/bin")];
     bundle.run(&Container {
         rights: Rights::Only(chart.prepare_capabilities()?),
-        read_only: false,
+        read_only: true,
         mounts: mount.clone(),
         ..powerless(&["sh", "-ec", chart.prepare_script()?])
     })?;
@@ -453,7 +453,7 @@ fn run_charon(
         command: Vec::new(),
         environment,
         rights,
-        read_only: false,
+        read_only: true,
         mounts: vec![(volume.as_path(), "/run")],
     })?;
     let started = Instant::now();

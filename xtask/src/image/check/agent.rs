@@ -46,12 +46,20 @@ pub(super) fn applies(bundle: &Bundle, places: &Places, chart: &Chart, folder: &
     write_documents(places, &documents)?;
     let bpf = BpfFs::mount(folder.join("bpf"))?;
     let edge = documents.join(EDGE);
+    // What the chart mounts for it to write to; its own file system is read-only.
+    let volumes = ["/run", "/var/lib/fabedge", "/etc/cni/net.d"]
+        .map(|path| (folder.join(path.replace('/', "_")), path));
+    for (volume, _) in &volumes {
+        std::fs::create_dir(volume).with_context(|| format!("creating {}", volume.display()))?;
+    }
+    let mut mounts = vec![(edge.as_path(), "/etc/fabedge"), (bpf.0.as_path(), "/sys/fs/bpf")];
+    mounts.extend(volumes.iter().map(|(volume, path)| (volume.as_path(), *path)));
     let running = bundle.start(&Container {
         command: vec!["fabedge-agent", "edge"],
         environment: Vec::new(),
         rights: Rights::Only(chart.agent_capabilities()?),
-        read_only: false,
-        mounts: vec![(edge.as_path(), "/etc/fabedge"), (bpf.0.as_path(), "/sys/fs/bpf")],
+        read_only: true,
+        mounts,
     })?;
     let started = Instant::now();
     loop {
