@@ -145,6 +145,14 @@ impl Daemon {
         self.signal(Signal::STOP)
     }
 
+    /// Has it go on after [`Daemon::pause`].
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
     /// Sends SIGKILL and waits for the end.
     ///
     /// # Errors

@@ -28,6 +28,9 @@ const START: Duration = Duration::from_secs(120);
 /// The capabilities with which the chart runs agents that are not privileged, and with which all agents run here.
 pub const AGENT_CAPABILITIES: [&str; 4] = ["DAC_OVERRIDE", "NET_ADMIN", "NET_RAW", "SYS_ADMIN"];
 
+/// The one of them that eBPF takes.
+const EBPF_CAPABILITY: &str = "SYS_ADMIN";
+
 /// What the agent's image has in its environment (`images/agent/Dockerfile`).
 const AGENT_ENVIRONMENT: [(&str, &str); 3] = [
     ("MALLOC_ARENA_MAX", "1"),
@@ -74,6 +77,9 @@ pub struct Settings {
     /// The eBPF fast path.
     #[arg(long, value_enum, default_value_t)]
     pub fast_path: Switch,
+    /// Whether agents have the capability that eBPF takes; without, they are told to use the fast path all the same.
+    #[arg(skip)]
+    pub ebpf: Switch,
     /// Whether the connector spreads ESP over its CPUs.
     #[arg(long, value_enum, default_value_t)]
     pub spread_esp: Spread,
@@ -242,6 +248,11 @@ impl Lab {
             .with_context(|| format!("{name} was not started"))
     }
 
+    /// All running programs, by name.
+    pub fn daemons(&self) -> impl Iterator<Item = (&String, &Daemon)> {
+        self.daemons.iter()
+    }
+
     /// Takes a running program out, to end it.
     ///
     /// # Errors
@@ -329,14 +340,15 @@ pub fn agent(site: &Site, role: Role, settings: &Settings, log: &Path) -> Result
     let program = program.to_string_lossy();
     let pki = |name: &str| format!("{CONFIG_DIR}/{name}");
     let (ca, cert, key) = (pki("ca.crt"), pki("tls.crt"), pki("tls.key"));
-    let bounds = format!(
-        "--bounding-set=-all,+{}",
-        AGENT_CAPABILITIES.join(",+").to_lowercase()
-    );
+    let mut capabilities = AGENT_CAPABILITIES.to_vec();
+    if settings.ebpf == Switch::Off {
+        capabilities.retain(|name| *name != EBPF_CAPABILITY);
+    }
+    let bounds = format!("--bounding-set=-all,+{}", capabilities.join(",+").to_lowercase());
     let mut words = vec!["setpriv", "--no-new-privs", &bounds, &*program, role.subcommand()];
-    words.extend(match settings.fast_path {
-        Switch::On => ["--fast-path", "on"],
-        Switch::Off => ["--fast-path", "off"],
+    words.extend(match (settings.fast_path, settings.ebpf) {
+        (Switch::Off, Switch::On) => ["--fast-path", "off"],
+        _ => ["--fast-path", "on"],
     });
     words.extend(match settings.spread_esp {
         Spread::Auto => ["--spread-esp", "auto"],

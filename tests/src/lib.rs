@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod capture;
+pub mod chaos;
 pub mod cni;
 pub mod command;
 pub mod daemon;

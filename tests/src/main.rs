@@ -11,7 +11,7 @@ use lab::lab::{Lab, Settings};
 use lab::scenarios::SUITES;
 use lab::table::Table;
 use lab::world::World;
-use lab::{bench, command, demo, ending, guide, scenarios, script};
+use lab::{bench, chaos, command, demo, ending, guide, scenarios, script};
 
 /// A small world in network namespaces, with the real programs in it. Runs as root in a machine of its own, which
 /// `cargo xtask lab` makes.
@@ -50,6 +50,16 @@ enum Verb {
         keep: bool,
         /// End after so many seconds.
         #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
+        limit: u64,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Let things go wrong by chance, and see that what must hold does; exit code 1 if it does not.
+    Chaos {
+        #[command(flatten)]
+        options: chaos::Options,
+        /// End after so many seconds.
+        #[arg(long, default_value_t = 4500, value_name = "SECONDS")]
         limit: u64,
         #[command(flatten)]
         settings: Settings,
@@ -153,6 +163,14 @@ fn run(verb: Verb) -> Result<ExitCode> {
         } => {
             ending::watch(Duration::from_secs(limit))?;
             Ok(exit_code(demo::run(&settings, json.as_deref(), keep)?))
+        }
+        Verb::Chaos {
+            options,
+            limit,
+            settings,
+        } => {
+            ending::watch(Duration::from_secs(limit))?;
+            Ok(exit_code(chaos::run(&options, &settings)?))
         }
         Verb::Up { settings } => {
             ending::watch(Duration::from_secs(900))?;

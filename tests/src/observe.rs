@@ -158,6 +158,23 @@ impl Packets {
     }
 }
 
+/// How many entries pinned maps have.
+///
+/// # Errors
+/// When bpftool fails.
+pub fn entries(place: &Place, maps: &[&str]) -> Result<Vec<usize>> {
+    let dumps: String = maps
+        .iter()
+        .map(|map| format!("map dump pinned {PINS}/{map}\n"))
+        .collect();
+    let text = place.must_with(&["bpftool", "-j", "batch", "file", "-"], &dumps)?;
+    let dumps: Vec<Value> = serde_json::from_str(&text).context("parsing dumps of maps")?;
+    Ok(dumps
+        .iter()
+        .map(|dump| dump["output"].as_array().map_or(0, Vec::len))
+        .collect())
+}
+
 /// The entries of a pinned map as bpftool prints them, with names.
 ///
 /// # Errors
@@ -214,46 +231,90 @@ fn kernel() -> Result<(u32, u32)> {
 /// nftables, both iptables, xfrm, pins.
 ///
 /// # Errors
-/// When a command fails.
+/// When a command cannot be run.
 pub fn configuration(place: &Place) -> Result<BTreeMap<&'static str, String>> {
-    const PARTS: [(&str, &str); 9] = [
-        // Carriers come and go by themselves, and with them words in all of these.
-        ("links", "ip -o link | awk '{print $2, $4, $5, $6, $7}'"),
-        (
-            "addresses",
-            "ip -br address | awk '{$2 = \"\"; print}' | sed -E 's/ fe80:[^ ]+//; s/ +$//'",
-        ),
-        ("rules", "ip rule; ip -6 rule"),
+    /// A name, the commands that tell it, and what of a line of theirs counts.
+    type Part = (&'static str, &'static [&'static str], fn(&str) -> Option<String>);
+    const PARTS: [Part; 9] = [
+        ("links", &["ip -o link"], link),
+        ("addresses", &["ip -br address"], addresses),
+        ("rules", &["ip rule", "ip -6 rule"], whole),
         (
             "routes",
-            // Link-local ones come and go by themselves.
-            "{ ip route show table all; ip -6 route show table all; } | grep -v 'fe80::\\|ff00::\\|kernel metric 256' | sed 's/ linkdown//; s/ *$//'",
+            &["ip route show table all", "ip -6 route show table all"],
+            route,
+        ),
+        ("nftables", &["nft list tables"], table),
+        (
+            "iptables",
+            &["iptables-nft-save", "ip6tables-nft-save"],
+            without_counters,
         ),
         (
-            "nftables",
-            "nft list tables | grep -v 'table ip6\\? \\(filter\\|nat\\|mangle\\|raw\\)$'",
+            "legacy iptables",
+            &["iptables-legacy-save", "ip6tables-legacy-save"],
+            without_counters,
         ),
-        ("iptables", "iptables-nft-save; ip6tables-nft-save"),
-        ("legacy iptables", "iptables-legacy-save; ip6tables-legacy-save"),
-        ("xfrm", "ip xfrm state; ip xfrm policy"),
-        ("pins", "ls -R /sys/fs/bpf"),
+        ("xfrm", &["ip xfrm state", "ip xfrm policy"], whole),
+        ("pins", &["ls -R /sys/fs/bpf"], whole),
     ];
     let mut parts = BTreeMap::new();
-    for (name, script) in PARTS {
-        let output = place.output(&["sh", "-c", &format!("{script}; true")], Duration::from_secs(60))?;
-        // Dates and counters are no configuration.
-        let lines = output.stdout.lines().filter(|line| !line.starts_with('#'));
-        let text: Vec<String> = lines.map(without_counters).collect();
+    for (name, commands, line) in PARTS {
+        let mut text = Vec::new();
+        for command in commands {
+            let words: Vec<&str> = command.split(' ').collect();
+            // What is not there is nothing.
+            let output = place.output(&words, Duration::from_secs(60))?.stdout;
+            text.extend(output.lines().filter_map(line));
+        }
         parts.insert(name, text.join("\n"));
     }
     Ok(parts)
 }
 
-/// A line of `iptables-save` without its `[packets:bytes]`.
-fn without_counters(line: &str) -> String {
+fn whole(line: &str) -> Option<String> {
+    Some(line.to_owned())
+}
+
+/// Name, MTU and queueing discipline. Carriers come and go by themselves, and with them other words.
+fn link(line: &str) -> Option<String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let words = words.get(1).into_iter().chain(words.iter().skip(3).take(4));
+    Some(words.copied().collect::<Vec<_>>().join(" "))
+}
+
+/// Name and addresses, but for link-local ones, which come and go by themselves.
+fn addresses(line: &str) -> Option<String> {
+    let words = line.split_whitespace().enumerate();
+    let words = words.filter(|(at, word)| *at != 1 && !word.starts_with("fe80:"));
+    Some(words.map(|(_, word)| word).collect::<Vec<_>>().join(" "))
+}
+
+/// A route, unless it is link-local.
+fn route(line: &str) -> Option<String> {
+    let by_itself = ["fe80::", "ff00::", "kernel metric 256"];
+    (!by_itself.iter().any(|words| line.contains(words)))
+        .then(|| line.replace(" linkdown", "").trim_end().to_owned())
+}
+
+/// A table that is not one of iptables.
+fn table(line: &str) -> Option<String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let of_iptables = match words[..] {
+        [_, family, name] => {
+            matches!(family, "ip" | "ip6") && matches!(name, "filter" | "nat" | "mangle" | "raw")
+        }
+        _ => false,
+    };
+    (!of_iptables).then(|| line.to_owned())
+}
+
+/// A line of `iptables-save` without its `[packets:bytes]`; dates are no configuration.
+fn without_counters(line: &str) -> Option<String> {
     match line.split_once('[') {
-        Some((before, _)) if line.starts_with(':') => before.trim_end().to_owned(),
-        _ => line.to_owned(),
+        _ if line.starts_with('#') => None,
+        Some((before, _)) if line.starts_with(':') => Some(before.trim_end().to_owned()),
+        _ => Some(line.to_owned()),
     }
 }
 

@@ -40,6 +40,25 @@ pub const SLOW_PATH: Suite = Suite {
     checks: CONNECTIVITY.checks,
 };
 
+/// The same where the kernel lets agents load no program.
+pub const NO_EBPF: Suite = Suite {
+    name: "no-ebpf",
+    about: "the same with agents that may not use eBPF",
+    settings: |settings| {
+        settings.fast_path = Switch::Off;
+        settings.ebpf = Switch::Off;
+    },
+    prepare: product::bring_up,
+    checks: &[
+        &[reports::REFUSED],
+        communities::CHECKS,
+        REJOIN,
+        traffic::CHECKS,
+        translation::CHECKS,
+        reports::CHECKS,
+    ],
+};
+
 /// What breaks.
 pub const FAULTS: Suite = Suite {
     name: "faults",
@@ -50,10 +69,11 @@ pub const FAULTS: Suite = Suite {
 };
 
 /// Every suite of `fabedge-lab suite`.
-pub const SUITES: [&Suite; 7] = [
+pub const SUITES: [&Suite; 8] = [
     &instruments::SUITE,
     &CONNECTIVITY,
     &SLOW_PATH,
+    &NO_EBPF,
     &FAULTS,
     &loss::SUITE,
     &mtu::SUITE,

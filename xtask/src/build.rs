@@ -18,19 +18,39 @@ const DATA: &[&str] = &["README.md", "examples", "images", "charts"];
 /// Builds everything that ships or runs in machines.
 pub fn all(places: &Places) -> Result<()> {
     ebpf(places)?;
-    step("building operator, agent and lab", || {
-        let mut build = cargo();
-        build
-            .args(["build", "--quiet", "--release", "--workspace"])
-            // There are none. But with what is for tests among what is asked for, dependencies get the features that they
-            // have in tests, and are not built again for these.
-            .arg("--examples")
-            .current_dir(&places.repo);
-        for binary in BINARIES {
-            build.args(["--bin", binary]);
-        }
-        attached(&mut build)
-    })
+    step("building operator, agent and lab", || programs(places, &[]))
+}
+
+/// Builds an agent with a defect, for what has to find it; gives it and the operator as files at `/host/planted`. What
+/// [`all`] builds is to be built again.
+pub fn planted(places: &Places) -> Result<Vec<(String, PathBuf)>> {
+    ebpf(places)?;
+    step("building an agent with a planted defect", || {
+        programs(places, &["--features", "fabedge-agent/planted-defect"])
+    })?;
+    let folder = places.target.join("planted");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let copies = BINARIES[..2].iter().map(|name| {
+        let (from, to) = (places.target.join("release").join(name), folder.join(name));
+        std::fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
+        Ok((format!("planted/{name}"), to))
+    });
+    copies.collect()
+}
+
+fn programs(places: &Places, more: &[&str]) -> Result<()> {
+    let mut build = cargo();
+    build
+        .args(["build", "--quiet", "--release", "--workspace"])
+        // There are none. But with what is for tests among what is asked for, dependencies get the features that they
+        // have in tests, and are not built again for these.
+        .arg("--examples")
+        .args(more)
+        .current_dir(&places.repo);
+    for binary in BINARIES {
+        build.args(["--bin", binary]);
+    }
+    attached(&mut build)
 }
 
 /// Builds the eBPF object.

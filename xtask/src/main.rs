@@ -67,6 +67,8 @@ enum Task {
     Image(image::Arguments),
     /// Run the suites: unit tests, programs and netlink on this kernel, the lab on three, the documents
     Test(test::Arguments),
+    /// Let things go wrong by chance in the world of the lab, and see that what must hold does
+    Chaos(test::Chaos),
     /// Measure: each subset in the machine that it needs, with a table, a plot and every sample in target/bench
     Bench(bench::Arguments),
     /// Fuzz the parsers at the boundary, each for a while
@@ -145,6 +147,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Task::Image(arguments) => image::image(&places()?, &arguments)?,
         Task::Test(arguments) => {
             if !test::test(&places()?, &arguments, &Interrupt::watch()?)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Chaos(arguments) => {
+            if !test::chaos(&places()?, &arguments, &Interrupt::watch()?)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

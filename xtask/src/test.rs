@@ -28,7 +28,7 @@ enum Suite {
     /// Tests that need a machine, on this kernel: programs by BPF_PROG_TEST_RUN, netlink, charon
     Bpf,
     /// The world of the demo, with the fast path on and off, and what breaks: in QEMU on kernels 6.12 and 6.1 (fast path on)
-    /// with kernel ESP, and on this kernel with userspace ESP
+    /// with kernel ESP, and on this kernel with userspace ESP, where things go wrong by chance, too
     Lab,
     /// What may happen to both ends of a tunnel without costing a packet: in QEMU on kernel 6.12 with kernel ESP
     Loss,
@@ -132,12 +132,12 @@ pub fn test(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Re
             Suite::Unit => unit(places),
             Suite::Bpf => special::build(places, Needs::Machine).and_then(|programs| {
                 let programs: Vec<_> = programs.into_iter().map(|file| (file, &[][..])).collect();
-                in_machine(places, Kernel::Host, &programs, None, "bpf", interrupt)
+                in_machine(places, Kernel::Host, &programs, &[], "bpf", interrupt)
             }),
             Suite::Lab => lab(places, arguments, interrupt),
             Suite::Loss => {
                 let suite = words(&["/host/fabedge-lab", "suite", "loss"]);
-                in_machine(places, Kernel::V6_12, &[], Some(suite), "loss", interrupt)
+                in_machine(places, Kernel::V6_12, &[], &[suite], "loss", interrupt)
             }
             Suite::Docs => checks(places),
             Suite::Image => image::check::check(places, interrupt),
@@ -262,31 +262,47 @@ struct World {
     programs: &'static [(&'static str, &'static [&'static str])],
     /// Suites of the lab.
     suites: &'static [&'static str],
+    /// How many faults by chance follow.
+    faults: Option<usize>,
 }
 
 /// How much TCP carries each way under emulation, where a MiB takes half a second.
-const BULK_MIB: &str = "16";
+const BULK_MIB: &str = "8";
+
+/// The tests of charon in which SAs and policies of the kernel come, go and follow each other. Whom charon trusts is tried
+/// on this kernel.
+const WITH_KERNEL_ESP: &[&str] = &[
+    "a_killed_charon_gets_everything_again",
+    "a_nat_that_remaps_cuts_an_idle_edge_off_only_briefly",
+    "a_peer_that_goes_takes_its_sas_along",
+    "a_tunnel_comes_up_and_carries_both_families",
+    "rekeying_and_doubles_lose_nothing",
+    "selectors_change_without_a_gap",
+];
 
 /// The worlds. Under emulation everything takes its time, so each shows what the others cannot: 6.12 the slow path by
-/// kernel ESP and what breaks, 6.1 programs on a kernel without TCX, this kernel userspace ESP.
+/// kernel ESP and what breaks, 6.1 programs on a kernel without TCX, this kernel userspace ESP and agents without eBPF.
 const WORLDS: [World; 3] = [
     World {
         kernel: Kernel::V6_12,
         tunnel: Tunnel::Xfrm,
-        programs: &[("charon", &[]), ("netns", &["netns::overlay"])],
+        programs: &[("charon", WITH_KERNEL_ESP), ("netns", &["netns::overlay"])],
         suites: &["connectivity", "slow-path", "faults"],
+        faults: None,
     },
     World {
         kernel: Kernel::V6_1,
         tunnel: Tunnel::Xfrm,
         programs: &[("bpf", &[])],
         suites: &["connectivity", "cleanup"],
+        faults: None,
     },
     World {
         kernel: Kernel::Host,
         tunnel: Tunnel::Libipsec,
         programs: &[],
-        suites: &["instruments", "connectivity", "slow-path", "mtu", "cleanup"],
+        suites: &["instruments", "connectivity", "no-ebpf", "mtu", "cleanup"],
+        faults: Some(30),
     },
 ];
 
@@ -317,7 +333,11 @@ fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<
         } else {
             suite.extend(arguments.more.iter().cloned());
         }
-        sum += in_machine(places, world.kernel, &programs, Some(suite), "lab", interrupt)?;
+        let mut commands = vec![suite];
+        if arguments.more.is_empty() {
+            commands.extend(world.faults.map(|faults| disorder(world.kernel, faults, 1)));
+        }
+        sum += in_machine(places, world.kernel, &programs, &commands, "lab", interrupt)?;
     }
     if arguments.kernel.is_empty() && arguments.more.is_empty() {
         println!("\n== a world that stays up");
@@ -326,12 +346,73 @@ fn lab(places: &Places, arguments: &Arguments, interrupt: &Interrupt) -> Result<
     Ok(sum)
 }
 
+/// The arguments of `chaos`.
+#[derive(Args, Debug)]
+pub struct Chaos {
+    /// The kernel to run on: in QEMU, or this one, whose clock is not turned
+    #[arg(long, value_enum, default_value = "6.12")]
+    kernel: Kernel,
+    /// How many faults there are to be, all in all
+    #[arg(long, default_value_t = 300)]
+    faults: usize,
+    /// What the schedules are made from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Build agents without a rule that closes their nodes, and succeed when that is found out
+    #[arg(long)]
+    planted_defect: bool,
+    /// Passed on to `fabedge-lab chaos`, like `--schedule "kill-agent edge1, loss nat1"`
+    #[arg(last = true)]
+    more: Vec<String>,
+}
+
+/// The command that lets things go wrong on a kernel.
+fn disorder(kernel: Kernel, faults: usize, seed: u64) -> Vec<String> {
+    let mut command = words(&["/host/fabedge-lab", "chaos"]);
+    command.extend([format!("--faults={faults}"), format!("--seed={seed}")]);
+    if kernel == Kernel::Host {
+        // As the suites do there; the clock is the machine's, and not every kernel has netem.
+        command.extend(words(&["--tunnel=libipsec", "--leave-out=clock,weather"]));
+    }
+    command
+}
+
+/// Lets things go wrong by chance; returns whether all held, or whether the planted defect was found.
+pub fn chaos(places: &Places, arguments: &Chaos, interrupt: &Interrupt) -> Result<bool> {
+    setup::ensure(places)?;
+    let mut command = disorder(arguments.kernel, arguments.faults, arguments.seed);
+    let mut files = Vec::new();
+    if arguments.planted_defect {
+        files.extend(build::planted(places)?);
+        command.extend(words(&["--programs", "/host/planted", "--to-the-first"]));
+    }
+    build::all(places)?;
+    files.extend(build::host_files(places));
+    command.extend(arguments.more.iter().cloned());
+    let machine = Machine::boot(places, &Options::on(arguments.kernel), &files, interrupt)?;
+    let run = in_booted(&machine, arguments.kernel, &command);
+    let results = save(places, &machine, &format!("chaos-{}", arguments.kernel.name()))?;
+    let (counts, _) = run?;
+    if counts.failed > 0 {
+        eprintln!("logs and captures: {}", results.display());
+    }
+    if arguments.planted_defect {
+        let found = counts.failed > 0;
+        eprintln!(
+            "the planted defect was {}",
+            if found { "found" } else { "NOT found" }
+        );
+        return Ok(found);
+    }
+    Ok(counts.failed == 0 && counts.passed > 0)
+}
+
 /// Boots a machine, runs test programs in it and then a command; its logs stay in the results folder of `suite`.
 fn in_machine(
     places: &Places,
     kernel: Kernel,
     programs: &[(PathBuf, &[&str])],
-    command: Option<Vec<String>>,
+    commands: &[Vec<String>],
     suite: &str,
     interrupt: &Interrupt,
 ) -> Result<Counts> {
@@ -353,7 +434,7 @@ fn in_machine(
                 in_booted(&machine, kernel, &words(&line))
             })?;
         }
-        if let Some(command) = &command {
+        for command in commands {
             sum += in_booted(&machine, kernel, command)?.0;
         }
         Ok(())

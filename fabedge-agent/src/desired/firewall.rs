@@ -426,20 +426,22 @@ impl Table {
             [When::Redirect, When::Out(tunnel())],
         );
         self.add(Hook::Outbound, Then::Pass, [When::Out(tunnel())]);
-        self.drop(
-            Hook::Outbound,
-            Counter::OutboundToPods,
-            [
-                When::To(Set::Network),
-                When::NotTo(vec![Set::Own]),
-                When::NotOut(inner()),
-            ],
-        );
-        self.drop(
-            Hook::Outbound,
-            Counter::OutboundToPods,
-            [When::To(Set::Peers), When::NotOut(inner())],
-        );
+        if cfg!(not(feature = "planted-defect")) {
+            self.drop(
+                Hook::Outbound,
+                Counter::OutboundToPods,
+                [
+                    When::To(Set::Network),
+                    When::NotTo(vec![Set::Own]),
+                    When::NotOut(inner()),
+                ],
+            );
+            self.drop(
+                Hook::Outbound,
+                Counter::OutboundToPods,
+                [When::To(Set::Peers), When::NotOut(inner())],
+            );
+        }
 
         for set in senders {
             self.add(

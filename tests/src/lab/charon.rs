@@ -10,7 +10,7 @@ use crate::daemon::Daemon;
 use crate::site::Site;
 
 /// charon's configuration as it ships, so that what the lab tests is what nodes run.
-const STRONGSWAN_CONF: &str = include_str!("../../../images/strongswan/strongswan.conf");
+pub const STRONGSWAN_CONF: &str = include_str!("../../../images/strongswan/strongswan.conf");
 const STRONGSWAN_LIBIPSEC_CONF: &str = include_str!("../../../images/strongswan/strongswan-libipsec.conf");
 
 /// Where a site finds charon's configuration.

@@ -85,7 +85,7 @@ fn nothing_left(lab: &mut Lab) -> Result<Outcome> {
 }
 
 /// Lines that came and lines that went.
-fn difference(before: &str, after: &str) -> String {
+pub fn difference(before: &str, after: &str) -> String {
     let came = after
         .lines()
         .filter(|line| !before.lines().any(|other| other == *line))

@@ -1,5 +1,6 @@
 //! What the product and the WAN show about it: the capture, the route map, SAs, metrics, memory.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -7,8 +8,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::command;
-use crate::lab::{Lab, Switch, Tunnel};
+use crate::lab::{Lab, Switch, Tunnel, wait_until};
 use crate::observe;
+use crate::scenarios::product::CONVERGENCE;
 use crate::suite::{Check, judge};
 use crate::table::Outcome;
 use crate::world::addresses::{Role, SITES};
@@ -73,6 +75,29 @@ fn wan(lab: &mut Lab) -> Result<Outcome> {
         } else {
             note
         },
+    ))
+}
+
+/// For where agents may not use eBPF.
+pub const REFUSED: Check = Check {
+    name: "agents say why the slow path carries everything",
+    run: refused,
+};
+
+fn refused(lab: &mut Lab) -> Result<Outcome> {
+    let mut told = BTreeSet::new();
+    for numbers in SITES.iter().filter(|numbers| numbers.role != Role::Cloud) {
+        let site = lab.world.site(numbers.name)?;
+        wait_until("a status", CONVERGENCE, || Ok(observe::status(site).is_ok()))?;
+        let state = observe::status(site)?["fastPath"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        told.insert(state);
+    }
+    Ok(judge(
+        told.iter().all(|state| state.starts_with("slow path only: ")),
+        told.into_iter().collect::<Vec<_>>().join("; "),
     ))
 }
 

@@ -96,6 +96,7 @@ impl Node {
             programs: PROGRAMS.into(),
             manifests: PathBuf::new(),
             bulk_mib: 0,
+            ebpf: Switch::On,
             spread_esp,
             out: world::DIR.into(),
         };

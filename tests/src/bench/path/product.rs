@@ -98,6 +98,7 @@ pub fn start(ground: &mut Ground, tunnel: Tunnel, fast_path: Switch) -> Result<(
         programs: PROGRAMS.into(),
         manifests: PathBuf::new(),
         bulk_mib: 0,
+        ebpf: Switch::On,
         spread_esp: lab::Spread::default(),
         out: world::DIR.into(),
     };
