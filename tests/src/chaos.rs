@@ -13,7 +13,7 @@ mod trial;
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use fastrand::Rng;
 
@@ -105,25 +105,27 @@ impl FromStr for Schedule {
 /// # Errors
 /// When the world cannot be made.
 pub fn run(options: &Options, settings: &Settings) -> Result<bool> {
+    let left_out = |kind: &Kind| options.leave_out.iter().any(|thing| thing == kind.thing);
+    let kinds: Vec<&Kind> = KINDS.iter().filter(|kind| !left_out(kind)).collect();
+    let mut fixed = match &options.schedule {
+        Some(schedule) => vec![schedule.clone()],
+        None => CASES.iter().map(|case| case.parse()).collect::<Result<_>>()?,
+    };
+    fixed.retain(|schedule| !schedule.0.iter().any(|fault| left_out(fault.kind)));
+    ensure!(
+        options.schedule.is_none() || !fixed.is_empty(),
+        "this schedule has faults that are left out here: {}",
+        options.leave_out.join(", ")
+    );
+    let mut fixed = fixed.into_iter();
     let mut table = Table::default();
     let mut world = Some(Trial::start(settings)?);
     let mut chance = Rng::with_seed(options.seed);
-    let cases = CASES
-        .iter()
-        .map(|case| case.parse())
-        .collect::<Result<Vec<Schedule>>>()?;
-    let mut fixed = options
-        .schedule
-        .clone()
-        .map_or(cases, |schedule| vec![schedule])
-        .into_iter();
-    let left_out = |kind: &&Kind| options.leave_out.iter().any(|thing| thing == kind.thing);
-    let kinds: Vec<&Kind> = KINDS.iter().filter(|kind| !left_out(kind)).collect();
     let mut done = 0;
-    table.section(&format!(
-        "chaos: {} faults from seed {}",
-        options.faults, options.seed
-    ));
+    table.section(&match &options.schedule {
+        Some(_) => "chaos: one schedule".to_owned(),
+        None => format!("chaos: {} faults from seed {}", options.faults, options.seed),
+    });
     let timers = STRONGSWAN_CONF.lines().map(str::trim);
     let timers = timers.filter(|line| line.starts_with("retransmit_") || line.starts_with("keep_alive"));
     table.quote(&format!(

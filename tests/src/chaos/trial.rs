@@ -12,7 +12,7 @@ use fabedge_agent::marks;
 use fastrand::Rng;
 
 use super::Schedule;
-use super::faults::{self, KILL_CHARON};
+use super::faults::{KILL_CHARON, acts};
 use super::model::{self, Model};
 use crate::inject;
 use crate::lab::{Lab, Settings, Switch, wait_until};
@@ -106,7 +106,7 @@ impl Trial {
         let mut lab = Lab::build(settings)?;
         product::bring_up(&mut lab)?;
         product::tunnels_come_up(&mut lab)?;
-        faults::foreign_things(&lab)?;
+        acts::foreign_things(&lab)?;
         let mut trial = Self {
             traffic: traffic(&lab)?,
             lab,
@@ -149,7 +149,7 @@ impl Trial {
         }
         outcome?;
         if done.iter().any(|fault| fault.kind.name == KILL_CHARON) {
-            faults::look_at_peers(&self.lab)?;
+            acts::look_at_peers(&self.lab)?;
         }
         let settled = self.settled()?;
         let leaked = self.lab.capture.counts().since(&before).plaintext;
