@@ -217,6 +217,12 @@ mod tests {
         for schedule in draw(1) {
             assert_eq!(schedule.to_string().parse::<Schedule>().unwrap(), schedule);
             assert!(LENGTH.contains(&schedule.0.len()));
+            for (at, fault) in schedule.0.iter().enumerate() {
+                assert!(
+                    !schedule.0[..at].iter().any(|other| other.meets(fault)),
+                    "{schedule}"
+                );
+            }
         }
         assert!("kill-agent mars".parse::<Schedule>().is_err());
     }

@@ -27,7 +27,7 @@ enum Suite {
     Unit,
     /// Tests that need a machine, on this kernel: programs by BPF_PROG_TEST_RUN, netlink, charon
     Bpf,
-    /// The world of the demo, with the fast path on and off, and what breaks: in QEMU on kernels 6.12 and 6.1 (fast path on)
+    /// The world of the demo, with the fast path on, off and refused, and what breaks: in QEMU on kernels 6.12 and 6.1 (fast path on)
     /// with kernel ESP, and on this kernel with userspace ESP, where things go wrong by chance, too
     Lab,
     /// What may happen to both ends of a tunnel without costing a packet: in QEMU on kernel 6.12 with kernel ESP

@@ -12,9 +12,9 @@ use crate::lab::{Lab, Tunnel};
 use crate::scenarios::communities::{DIRECT, RELAYED};
 use crate::world::network::remap_nat;
 use acts::{
-    agent_back, an_entry, charon_back, document, end, expired_certificate, fair_weather, full_disk,
-    good_certificate, good_document, mtu, nat_address, new_certificate, no_entries, older, on, ours,
-    partition, rejoin, rekey, revoked_certificate, toggle, turn_clock, weather,
+    an_entry, document, end, expired_certificate, fair_weather, full_disk, good_certificate, good_document,
+    mtu, nat_address, new_certificate, no_entries, older, on, ours, partition, rejoin, rekey,
+    revoked_certificate, toggle, turn_clock, weather,
 };
 
 /// One fault.
@@ -140,14 +140,14 @@ pub const KINDS: &[Kind] = &[
         "charon",
         TUNNELLED,
         |lab, site| end(lab, &format!("{site}/charon"), true),
-        charon_back,
+        Lab::start_charon,
     ),
     kind(
         "stop-charon",
         "charon",
         TUNNELLED,
         |lab, site| end(lab, &format!("{site}/charon"), false),
-        charon_back,
+        Lab::start_charon,
     ),
     kind(
         "pause-charon",
@@ -161,14 +161,14 @@ pub const KINDS: &[Kind] = &[
         "agent",
         NODES,
         |lab, site| end(lab, &format!("{site}/agent"), true),
-        agent_back,
+        Lab::start_agent,
     ),
     kind(
         "stop-agent",
         "agent",
         NODES,
         |lab, site| end(lab, &format!("{site}/agent"), false),
-        agent_back,
+        Lab::start_agent,
     ),
     kind(
         "pause-agent",
@@ -365,7 +365,7 @@ pub const KINDS: &[Kind] = &[
         "rekey-ike",
         "charon",
         PEERS_OF_CONNECTOR,
-        |lab, site| rekey(lab, site, "--ike"),
+        |lab, site| rekey(lab, site, "fabedge.connector"),
         by_itself,
     ),
     // Who may talk.

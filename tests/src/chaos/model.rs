@@ -31,7 +31,7 @@ const PAIRS: [(&str, &str); 9] = [
 ];
 
 impl Model {
-    /// Turns a Community round; whether it is in force then.
+    /// Puts a Community in force, or out of it.
     pub fn toggle(&mut self, manifest: &str) {
         match manifest {
             DIRECT => self.direct ^= true,

@@ -49,6 +49,7 @@ const RATE: u32 = 5;
 /// The streams that go besides, from a node itself and over IPv6.
 const FROM_NODE: (&str, &str) = ("edge1", "cloud-a");
 const OVER_IPV6: (&str, &str) = ("edge2-a", "cloud-b");
+
 /// What a program has open and holds.
 #[derive(Clone, Copy, Debug)]
 struct Use {
@@ -288,6 +289,7 @@ impl Drop for Trial {
         }
     }
 }
+
 /// What a site's network consists of.
 fn configuration(lab: &Lab, site: &Numbers) -> Result<BTreeMap<&'static str, String>> {
     const MAPS: [&str; 5] = ["routes4", "routes6", "pods4", "pods6", "peers"];

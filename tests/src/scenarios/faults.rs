@@ -182,7 +182,10 @@ fn broken_document(lab: &mut Lab) -> Result<Outcome> {
 }
 
 /// Replaces a file in one step, as operator and kubelet do.
-fn replace(file: &std::path::Path, text: &str) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be written.
+pub fn replace(file: &std::path::Path, text: &str) -> Result<()> {
     let next = file.with_extension("next");
     fs::write(&next, text).with_context(|| format!("writing {}", next.display()))?;
     fs::rename(&next, file).with_context(|| format!("replacing {}", file.display()))

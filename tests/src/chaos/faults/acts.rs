@@ -1,8 +1,4 @@
 //! How each fault comes about, and how it is mended.
-#![allow(
-    clippy::missing_errors_doc,
-    reason = "each fails where the lab cannot do what it says"
-)]
 
 use std::fmt::Write;
 use std::fs;
@@ -23,6 +19,7 @@ use crate::lab::Lab;
 use crate::lab::charon::swanctl;
 use crate::observe;
 use crate::place::Place;
+use crate::scenarios::faults::replace;
 use crate::scenarios::product;
 use crate::world::documents;
 
@@ -66,14 +63,6 @@ pub(super) fn end(lab: &mut Lab, name: &str, kill: bool) -> Result<()> {
     } else {
         daemon.terminate(END).map(drop)
     }
-}
-
-pub(super) fn charon_back(lab: &mut Lab, site: &str) -> Result<()> {
-    lab.start_charon(site)
-}
-
-pub(super) fn agent_back(lab: &mut Lab, site: &str) -> Result<()> {
-    lab.start_agent(site)
 }
 
 /// On the way to a site, as the WAN router sends it there.
@@ -199,13 +188,6 @@ fn read(file: &Path) -> Result<String> {
     fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))
 }
 
-/// Puts a text in the place of a file, as a whole.
-fn put(file: &Path, text: &str) -> Result<()> {
-    let next = file.with_extension("next");
-    fs::write(&next, text).with_context(|| format!("writing {}", next.display()))?;
-    fs::rename(&next, file).with_context(|| format!("replacing {}", file.display()))
-}
-
 /// Where a good file is kept while there is a bad one.
 fn kept(lab: &Lab, site: &str, name: &str) -> PathBuf {
     lab.settings.out.join(format!("{site}-{name}"))
@@ -215,8 +197,8 @@ fn kept(lab: &Lab, site: &str, name: &str) -> PathBuf {
 pub(super) fn document(lab: &Lab, site: &str, change: &dyn Fn(&str) -> Result<String>) -> Result<()> {
     let file = given(site, "tunnels.yaml")?;
     let good = read(&file)?;
-    put(&kept(lab, site, "document"), &good)?;
-    put(&file, &change(&good)?)
+    replace(&kept(lab, site, "document"), &good)?;
+    replace(&file, &change(&good)?)
 }
 
 /// The document as the last but one was, by its number.
@@ -236,7 +218,7 @@ pub(super) fn good_document(lab: &mut Lab, site: &str) -> Result<()> {
     let now = read(&file)?;
     let whole = now.trim_end().ends_with("...") && !now.contains("generation: 1\n");
     // Or the operator has written a newer one meanwhile.
-    if whole { Ok(()) } else { put(&file, &good) }
+    if whole { Ok(()) } else { replace(&file, &good) }
 }
 
 /// The operator finds it missing when it starts, and issues another; while it is away, nobody does.
@@ -258,7 +240,7 @@ fn authority() -> Result<Issuer<'static, KeyPair>> {
         .context("reading the authority's certificate")
 }
 
-/// One of yesterday, from the network's own authority.
+/// One whose time is over, from the network's own authority.
 pub(super) fn expired_certificate(lab: &mut Lab, site: &str) -> Result<()> {
     let own = KeyPair::from_pem(&read(&given(site, "tls.key")?)?).context("reading a node's key")?;
     let name = format!("fabedge.{}", crate::world::numbers(site)?.documents);
@@ -278,9 +260,9 @@ pub(super) fn expired_certificate(lab: &mut Lab, site: &str) -> Result<()> {
     params.not_after = rcgen::date_time_ymd(2024, 4, 1);
     let expired = params.signed_by(&own, &authority()?).context("signing")?.pem();
     let file = given(site, "tls.crt")?;
-    put(&kept(lab, site, "certificate"), &read(&file)?)?;
-    put(&kept(lab, site, "expired"), &expired)?;
-    put(&file, &expired)
+    replace(&kept(lab, site, "certificate"), &read(&file)?)?;
+    replace(&kept(lab, site, "expired"), &expired)?;
+    replace(&file, &expired)
 }
 
 pub(super) fn good_certificate(lab: &mut Lab, site: &str) -> Result<()> {
@@ -288,7 +270,7 @@ pub(super) fn good_certificate(lab: &mut Lab, site: &str) -> Result<()> {
     let file = given(site, "tls.crt")?;
     // Or the operator has issued one meanwhile, with another key.
     if read(&file)? == read(&expired)? {
-        put(&file, &read(&good)?)?;
+        replace(&file, &read(&good)?)?;
     }
     fs::remove_file(&expired).context("removing a kept certificate")?;
     fs::remove_file(&good).context("removing a kept certificate")
@@ -310,7 +292,7 @@ pub(super) fn revoked_certificate(lab: &mut Lab, site: &str) -> Result<()> {
         .map(str::to_owned)
         .collect();
     serials.push(serial);
-    put(&file, &serials.join("\n"))?;
+    replace(&file, &serials.join("\n"))?;
     let revoked = serials.iter().map(|serial| {
         let octets = serial.split(':').map(|octet| u8::from_str_radix(octet, 16));
         Ok(RevokedCertParams {
@@ -330,15 +312,16 @@ pub(super) fn revoked_certificate(lab: &mut Lab, site: &str) -> Result<()> {
     };
     let list = list.signed_by(&authority()?).context("signing")?.pem()?;
     for site in TUNNELLED {
-        put(&given(site, "ca.crl")?, &list)?;
+        replace(&given(site, "ca.crl")?, &list)?;
     }
     Ok(())
 }
 
-/// While there is nobody to do it, it is not done.
-pub(super) fn rekey(lab: &mut Lab, site: &str, what: &str) -> Result<()> {
-    let name = "fabedge-fabedge.connector";
-    swanctl(lab.world.site(site)?, &["--rekey", what, name]).map_or(Ok(()), |_| Ok(()))
+/// While there is nobody to do it, or no tunnel, it is not done.
+pub(super) fn rekey(lab: &Lab, site: &str, peer: &str) -> Result<()> {
+    let connection = format!("{}{peer}", marks::CONNECTION_PREFIX);
+    swanctl(lab.world.site(site)?, &["--rekey", "--ike", &connection]).ok();
+    Ok(())
 }
 
 /// Has every charon ask its peers for something, so that it finds out who was killed and knows it no more. It does so by
@@ -348,12 +331,9 @@ pub(super) fn rekey(lab: &mut Lab, site: &str, what: &str) -> Result<()> {
 /// When an agent has not reported.
 pub fn look_at_peers(lab: &Lab) -> Result<()> {
     for site in TUNNELLED {
-        let site = lab.world.site(site)?;
-        let peers = observe::status(site)?["peers"].clone();
-        for name in peers.as_object().into_iter().flat_map(|peers| peers.keys()) {
-            let connection = format!("{}{name}", marks::CONNECTION_PREFIX);
-            // One that has nothing with that peer has nothing to find out.
-            swanctl(site, &["--rekey", "--ike", &connection]).ok();
+        let peers = observe::status(lab.world.site(site)?)?["peers"].clone();
+        for peer in peers.as_object().into_iter().flat_map(|peers| peers.keys()) {
+            rekey(lab, site, peer)?;
         }
     }
     Ok(())
